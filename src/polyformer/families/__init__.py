@@ -1,0 +1,68 @@
+"""Public architectures, one a file: how their configs and weight names translate to the core and back."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+
+from polyformer.errors import ConfigError
+from polyformer.families.base import Family
+
+# model_type of config.json -> the module that holds `family`
+_MODULES = {
+    "openai-gpt": "gpt",
+    "gpt2": "gpt2",
+    "gpt_neo": "gpt_neo",
+    "gptj": "gptj",
+    "llama": "llama",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "falcon": "falcon",
+    "palm": "palm",
+    "gpt_bigcode": "gpt_bigcode",
+    "starcoder2": "starcoder2",
+    "polyformer": "native",
+}
+
+
+@cache
+def find_family(model_type: str) -> Family:
+    """The family of a ``model_type``.
+
+    Raises:
+        ConfigError: there is none; the nearest names are given.
+    """
+    if model_type not in _MODULES:
+        raise ConfigError(f"architecture {model_type!r} is not known{_nearest(model_type, list(_MODULES))}")
+    return importlib.import_module(f"polyformer.families.{_MODULES[model_type]}").family
+
+
+@cache
+def find_gguf_family(architecture: str) -> Family:
+    """The family of a GGUF file's ``general.architecture``.
+
+    Raises:
+        ConfigError: there is none; the nearest names are given.
+    """
+    known = {family.gguf.architecture: family for family in reversed(all_families()) if family.gguf}
+    if architecture not in known:
+        raise ConfigError(f"GGUF architecture {architecture!r} is not known{_nearest(architecture, list(known))}")
+    return known[architecture]
+
+
+@cache
+def all_families() -> tuple[Family, ...]:
+    """Every family, in the order of their table."""
+    return tuple(find_family(model_type) for model_type in _MODULES)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; the nearest are {', '.join(near)}" if near else f"; known: {', '.join(known)}"
