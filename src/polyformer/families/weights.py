@@ -249,7 +249,8 @@ class WeightTable:
         wrong = [name for name in known if covered.get(name, 0) != 1]
         if wrong:
             raise CheckpointError(
-                f"the weight table has no single rule for {', '.join(sorted(wrong)[:5])} ({len(wrong)} parameters): mend the family's rules"
+                f"the weight table has no single rule for {', '.join(sorted(wrong)[:5])} ({len(wrong)} parameters): "
+                "mend the family's rules"
             )
         return steps
 
@@ -333,7 +334,9 @@ class Plan:
             CheckpointError: a weight is missing, unexpected or of the wrong shape; the message is a table of them.
         """
         if self.broken:
-            counts = f"{len(self.missing)} missing, {len(self.unexpected)} unexpected, {len(self.misshaped)} of the wrong shape"
+            counts = (
+                f"{len(self.missing)} missing, {len(self.unexpected)} unexpected, {len(self.misshaped)} wrongly shaped"
+            )
             raise CheckpointError("\n  ".join([f"{where} does not fit its config: weights {counts}", *self.describe()]))
 
 

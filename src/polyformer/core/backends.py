@@ -1,0 +1,195 @@
+"""The one place that decides how attention is computed.
+
+* ``fused``: PyTorch's scaled-dot-product attention. It never holds the matrix of weights, so it cannot return it, and
+  knows neither soft caps nor sinks.
+* ``reference``: the equations written out. It can do everything.
+* ``flex``: PyTorch's flex attention, compiled. Fused, and it knows soft caps; chosen on a GPU where ``fused`` is not
+  exact.
+
+`attend` chooses; `attention_backend` overrides the choice, and an impossible one is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polyformer.core.config import require
+
+BACKENDS = ("fused", "reference", "flex")
+_forced: ContextVar[str | None] = ContextVar("attention backend", default=None)
+
+
+@contextlib.contextmanager
+def attention_backend(name: str | None) -> Iterator[None]:
+    """Within the ``with`` block, every attention is computed by ``name``; None chooses by itself again.
+
+    Raises:
+        ConfigError: there is no backend of that name, or (when it runs) it cannot do what a layer asks.
+    """
+    require(name is None or name in BACKENDS, f"attention backend {name!r} is not known; known: {', '.join(BACKENDS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores become weights.
+
+    Attributes:
+        scale: what q · k is multiplied by.
+        mask: booleans [rows, 1, new, columns], true where a query may look; None hides nothing.
+        causal: the mask is the lower triangle of a square, and ``mask`` is None.
+        bias: added to the scaled scores, broadcasting to [batch, heads, new, columns]; it comes with the mask applied
+            or without.
+        soft_cap: scores become cap · tanh(score / cap) before bias and mask (Gemma 2; Bello et al., 2016).
+        sinks: [heads], a score that takes weight and gives nothing (gpt-oss; Miller, 2023).
+        dropout: the chance with which a weight is dropped.
+    """
+
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = False
+    bias: Tensor | None = None
+    soft_cap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, *, need_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q kᵀ · scale) v (Vaswani et al., 2017, equation 1), with what ``scoring`` adds to it.
+
+    Args:
+        queries: [batch, heads, new, head_dim].
+        keys, values: [batch, key_value_heads, columns, head_dim]; heads is a multiple of key_value_heads, and each
+            group of neighbouring heads shares one (Shazeer, 2019; Ainslie et al., 2023).
+        need_weights: also return the weights [batch, heads, new, columns].
+
+    Returns:
+        The result [batch, heads, new, head_dim], and the weights or None.
+    """
+    backend = _choose(queries, scoring, need_weights)
+    if backend == "fused":
+        return _fused(queries, keys, values, scoring), None
+    if backend == "flex":
+        return _flex(queries, keys, values, scoring), None
+    return _reference(queries, keys, values, scoring)
+
+
+def _choose(queries: Tensor, scoring: Scoring, need_weights: bool) -> str:
+    fused_is_exact = not need_weights and scoring.soft_cap is None and scoring.sinks is None
+    flex_is_exact = not need_weights and scoring.sinks is None and not scoring.dropout
+    forced = _forced.get()
+    if forced == "fused":
+        require(
+            fused_is_exact,
+            "the fused attention backend cannot return weights, cap scores or use sinks: use 'reference'",
+        )
+    if forced == "flex":
+        require(
+            flex_is_exact, "the flex attention backend cannot return weights, drop out or use sinks: use 'reference'"
+        )
+    if forced is not None and not (forced == "fused" and need_weights):
+        return forced
+    if fused_is_exact:
+        return "fused"
+    return "flex" if flex_is_exact and queries.is_cuda else "reference"
+
+
+def _fused(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    batch, heads, new, size = queries.shape
+    shared = keys.shape[1]
+    mask = scoring.mask
+    if scoring.bias is not None:
+        mask = scoring.bias if mask is None else scoring.bias.masked_fill(~mask, float("-inf"))
+        mask = mask.to(queries.dtype)
+    if heads != shared and new == 1 and mask is not None and mask.shape[1] not in (1, heads):
+        raise ValueError("a bias must be for one head or for all")
+    if heads != shared and new == 1:
+        # One new token: a group's heads become the rows of one matrix, and no key is repeated.
+        if mask is not None and mask.shape[1] == heads:
+            mask = mask.view(mask.shape[0], shared, heads // shared, -1)
+        queries = queries.reshape(batch, shared, heads // shared, size)
+    result = functional.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=scoring.dropout,
+        is_causal=scoring.causal and mask is None and new > 1,
+        scale=scoring.scale,
+        enable_gqa=queries.shape[1] != shared,
+    )
+    return result.reshape(batch, heads, new, -1)
+
+
+def _reference(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    batch, heads, new, size = queries.shape
+    shared, columns = keys.shape[1], keys.shape[2]
+    grouped = (queries * scoring.scale).reshape(batch, shared, -1, size)  # [batch, shared, group * new, head_dim]
+    scores = (grouped @ keys.mT).view(batch, heads, new, columns)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if scoring.soft_cap is not None:
+        scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
+    if scoring.bias is not None:
+        scores = scores + scoring.bias
+    if scoring.mask is not None:
+        scores = scores.masked_fill(~scoring.mask, float("-inf"))
+    elif scoring.causal:
+        hidden = torch.ones(new, columns, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.to(scores.dtype)[None, :, None, None].expand(batch, -1, new, 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    weights = weights.to(queries.dtype)
+    used = functional.dropout(weights, scoring.dropout) if scoring.dropout else weights
+    result = used.reshape(batch, shared, -1, columns) @ values
+    return result.view(batch, heads, new, -1), weights
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    mask, bias, cap = scoring.mask, scoring.bias, scoring.soft_cap
+    if mask is not None:
+        mask = mask.expand(queries.shape[0], 1, -1, -1)
+    if bias is not None:
+        bias = bias.expand(queries.shape[0], queries.shape[1], -1, -1)
+
+    def score(value: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if cap is not None:
+            value = cap * torch.tanh(value / cap)
+        if bias is not None:
+            value = value + bias[row, head, query, key]
+        if mask is not None:
+            value = torch.where(mask[row, 0, query, key], value, -float("inf"))
+        elif scoring.causal:
+            value = torch.where(query >= key, value, -float("inf"))
+        return value
+
+    function = _compiled_flex_attention() if queries.is_cuda else flex_attention
+    return function(
+        queries, keys, values, score_mod=score, scale=scoring.scale, enable_gqa=queries.shape[1] != keys.shape[1]
+    )

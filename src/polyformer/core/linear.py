@@ -1,0 +1,60 @@
+"""The two maps with a weight matrix: `Linear` (vectors to vectors) and `Embedding` (ids to vectors)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polyformer.core import config as core
+
+INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
+
+
+class Linear(core.Module):
+    """y = x Wᵀ + b, for x [..., in_features] and y [..., out_features]. W is [out_features, in_features].
+
+    It starts as N(0, 0.02²) with b = 0, the custom of language models since GPT.
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        in_features: int
+        out_features: int
+        bias: bool = False
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.out_features, config.in_features))
+        self.bias = nn.Parameter(torch.zeros(config.out_features)) if config.bias else None
+        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.linear(inputs, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.in_features} -> {self.config.out_features}, bias={self.config.bias}"
+
+
+class Embedding(core.Module):
+    """Row ``id`` of a table [num_embeddings, hidden_size]. The table starts as N(0, 0.02²)."""
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        num_embeddings: int
+        hidden_size: int
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.hidden_size))
+        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.num_embeddings} x {self.config.hidden_size}"

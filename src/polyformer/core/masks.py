@@ -1,0 +1,219 @@
+"""Who may look at whom. A mask is a rule over positions; a `Span` holds the positions of one forward pass.
+
+Positions count real tokens from 0 in each row. A key column without a token has position -1, and no rule lets anyone
+look at it: padding is right on any side because it has no position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from polyformer.core import config as core
+from polyformer.core.config import require
+
+Value = TypeVar("Value")
+
+
+class Span:
+    """Where the new tokens of one forward pass stand, and the key columns they may look at.
+
+    Attributes:
+        queries: positions of the new tokens, [rows, new]; rows is 1 where all rows are alike.
+        keys: positions of the key columns, [rows, columns]; -1 where a column holds no token.
+        start: position of the first new token when no row has padding, else None. Then ``queries`` is
+            start, start + 1, ... in every row, and the last columns of ``keys`` are the same.
+        prefix_lengths: [batch], for prefix-LM masks: so many tokens of each row see one another both ways.
+        bias: what every layer adds to its scores, [rows, heads, new, columns]; the stack sets it.
+    """
+
+    def __init__(self, queries: Tensor, keys: Tensor, start: int | None, prefix_lengths: Tensor | None = None):
+        self.queries = queries
+        self.keys = keys
+        self.start = start
+        self.prefix_lengths = prefix_lengths
+        self.bias: Tensor | None = None
+        self._memory: dict[Hashable, Any] = {}
+
+    @staticmethod
+    def of(
+        length: int,
+        attention_mask: Tensor | None = None,
+        *,
+        device: torch.device | None = None,
+        prefix_lengths: Tensor | None = None,
+    ) -> Span:
+        """The span of a whole sequence without a cache.
+
+        Args:
+            length: number of columns.
+            attention_mask: [batch, length], true where there is a token; None means everywhere.
+        """
+        if attention_mask is None or bool(attention_mask.all()):
+            positions = torch.arange(length, device=device)[None]
+            return Span(positions, positions, 0, prefix_lengths)
+        real = attention_mask.bool()
+        positions = real.cumsum(-1) - 1
+        return Span(positions.clamp(min=0), positions.masked_fill(~real, -1), None, prefix_lengths)
+
+    @property
+    def new(self) -> int:
+        return self.queries.shape[1]
+
+    @property
+    def columns(self) -> int:
+        return self.keys.shape[1]
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """``compute()``, remembered for the rest of the pass: layers alike share masks, rotary tables and biases."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return self._memory[key]
+
+
+@dataclass(frozen=True)
+class Mask(core.Config):
+    """A rule over positions. Subclasses say which keys a query may see."""
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        """
+        Args:
+            queries: positions [rows, new, 1].
+            keys: positions [rows, 1, columns], none of them empty as far as this rule is concerned.
+
+        Returns:
+            Booleans that broadcast to [rows, new, columns].
+        """
+        raise NotImplementedError
+
+    def hides_nothing(self, span: Span) -> bool:
+        """Whether, for a span without padding, every query may see every key."""
+        return False
+
+    def is_plain_causal(self, span: Span) -> bool:
+        """Whether, for a span without padding, this is the lower triangle of a square."""
+        return False
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """(window, sinks): no query sees further back than window - 1 positions, but for the first ``sinks``. None:
+        no limit."""
+        return None
+
+    def of(self, span: Span) -> Tensor | None:
+        """Booleans [rows, 1, new, columns], true where a query may look; None where nothing is hidden.
+
+        A padding query sees what it likes: its result means nothing, but it must not be NaN.
+        """
+        return span.once(("mask", self), lambda: self._compute(span))
+
+    def _compute(self, span: Span) -> Tensor | None:
+        if span.start is not None and self.hides_nothing(span):
+            return None
+        seen = self.sees(span.queries[:, :, None], span.keys[:, None, :], span)
+        if span.start is None:
+            seen = seen & (span.keys >= 0)[:, None, :]
+            seen = seen | ~seen.any(-1, keepdim=True)
+        return seen[:, None]
+
+
+@dataclass(frozen=True)
+class Bidirectional(Mask):
+    """Everyone sees everyone (encoders)."""
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        return (keys >= 0).expand(-1, queries.shape[1], -1)
+
+    def hides_nothing(self, span: Span) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """A token sees itself and those before it (Vaswani et al., 2017, section 3.2.3)."""
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        return keys <= queries
+
+    def hides_nothing(self, span: Span) -> bool:
+        return span.new == 1
+
+    def is_plain_causal(self, span: Span) -> bool:
+        return span.start == 0 and span.new == span.columns
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Mask):
+    """Causal, and only the last ``window`` tokens, oneself among them (Beltagy et al., 2020; Jiang et al., 2023).
+
+    The first ``sinks`` tokens stay in sight (Xiao et al., 2023).
+    """
+
+    window: int
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.window >= 1, f"window is {self.window}, but it must be at least 1")
+        require(self.sinks >= 0, f"sinks is {self.sinks}, but it must be at least 0")
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        near = keys > queries - self.window
+        return (keys <= queries) & (near | (keys < self.sinks) if self.sinks else near)
+
+    def hides_nothing(self, span: Span) -> bool:
+        return span.new == 1 and span.columns <= self.window
+
+    def is_plain_causal(self, span: Span) -> bool:
+        return span.start == 0 and span.new == span.columns <= self.window
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        return self.window, self.sinks
+
+
+@dataclass(frozen=True)
+class BlockLocal(Mask):
+    """Causal inside blocks of ``block`` tokens: a token sees those of its own block before it (chunked attention)."""
+
+    block: int
+
+    def __post_init__(self) -> None:
+        require(self.block >= 1, f"block is {self.block}, but it must be at least 1")
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        return (keys <= queries) & (keys.div(self.block, rounding_mode="floor") == queries // self.block)
+
+    def hides_nothing(self, span: Span) -> bool:
+        return span.new == 1 and span.start is not None and span.start < self.block
+
+    def is_plain_causal(self, span: Span) -> bool:
+        return span.start == 0 and span.new == span.columns <= self.block
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        return self.block, 0
+
+
+@dataclass(frozen=True)
+class PrefixCausal(Mask):
+    """Prefix-LM: the first ``prefix_lengths[row]`` tokens see one another both ways, the rest is causal (Raffel et
+    al., 2020, figure 3).
+
+    The lengths come with the call. A cached prefix must be fed in one piece, since its first token looks at its last.
+    """
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        seen = keys <= queries
+        if span.prefix_lengths is None:
+            return seen
+        return seen | ((keys >= 0) & (keys < span.prefix_lengths[:, None, None]))
+
+    def hides_nothing(self, span: Span) -> bool:
+        return span.new == 1 and span.prefix_lengths is None
+
+    def is_plain_causal(self, span: Span) -> bool:
+        return span.prefix_lengths is None and span.start == 0 and span.new == span.columns

@@ -1,0 +1,457 @@
+"""The transformer: layers in a stack, a stack between embeddings and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polyformer.core import config as core
+from polyformer.core.attention import Attention
+from polyformer.core.cache import Cache, Store
+from polyformer.core.config import require
+from polyformer.core.feedforward import FeedForward, MixtureOfExperts
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear
+from polyformer.core.masks import Span
+from polyformer.core.normalization import LayerNorm, RMSNorm
+from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
+from polyformer.errors import ConfigError
+
+PLACEMENTS = ("pre", "post", "sandwich", "parallel")
+
+
+class Layer(core.Module):
+    """Attention, then (optionally) cross-attention, then feed-forward, each around a residual path.
+
+    Args of the config:
+        attention: self-attention.
+        feedforward: two linear maps, or a mixture of experts.
+        norm: the normalization at every place that has one.
+        placement: where it stands.
+            "pre": x + f(norm(x)) (GPT-2; Xiong et al., 2020).
+            "post": norm(x + f(x)) (Vaswani et al., 2017).
+            "sandwich": x + norm(f(norm(x))) (Ding et al., 2021; Gemma 2).
+            "parallel": x + attention(norm(x)) + feedforward(norm(x)) (GPT-J; PaLM, section 2).
+        parallel_norms: in the parallel form, whether the two branches have a norm each (Falcon 40B) or share one.
+        cross_attention: attention to a source; None without one.
+        dropout: on the result of each branch, in training.
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        attention: Attention.Config
+        feedforward: FeedForward.Config | MixtureOfExperts.Config
+        norm: LayerNorm.Config | RMSNorm.Config
+        placement: str = "pre"
+        parallel_norms: bool = False
+        cross_attention: Attention.Config | None = None
+        dropout: float = 0.0
+
+        def __post_init__(self) -> None:
+            require(self.placement in PLACEMENTS, f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)}")
+            require(
+                self.cross_attention is None or self.placement != "parallel",
+                "a parallel layer has no place for cross-attention: use another placement",
+            )
+            require(
+                self.placement == "parallel" or not self.parallel_norms,
+                f"parallel_norms needs placement 'parallel', but it is {self.placement!r}",
+            )
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        sandwich = config.placement == "sandwich"
+        cross = config.cross_attention
+        self.attention_norm = config.norm.build()
+        self.attention = config.attention.build()
+        self.attention_output_norm = config.norm.build() if sandwich else None
+        self.cross_attention_norm = config.norm.build() if cross else None
+        self.cross_attention = cross.build() if cross else None
+        self.cross_attention_output_norm = config.norm.build() if cross and sandwich else None
+        own_norm = config.placement != "parallel" or config.parallel_norms
+        self.feedforward_norm = config.norm.build() if own_norm else None
+        self.feedforward = config.feedforward.build()
+        self.feedforward_output_norm = config.norm.build() if sandwich else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        span: Span,
+        *,
+        store: Store | None = None,
+        source: Tensor | None = None,
+        source_span: Span | None = None,
+        source_store: Store | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """hidden [batch, new, hidden_size] -> the same shape, and the weights of self- and cross-attention if asked
+        for."""
+        if self.config.placement == "parallel":
+            return self._parallel(hidden, span, store, need_weights)
+        cross_weights = None
+        inputs = self._before(hidden, self.attention_norm)
+        branch, weights = self.attention(inputs, span, store=store, need_weights=need_weights)
+        hidden = self._after(hidden, branch, self.attention_norm, self.attention_output_norm)
+        if self.cross_attention is not None:
+            if source_span is None:
+                raise ConfigError("this layer has cross-attention, but no source was given")
+            inputs = self._before(hidden, self.cross_attention_norm)
+            branch, cross_weights = self.cross_attention(
+                inputs, source_span, store=source_store, source=source, need_weights=need_weights
+            )
+            hidden = self._after(hidden, branch, self.cross_attention_norm, self.cross_attention_output_norm)
+        branch = self.feedforward(self._before(hidden, self.feedforward_norm))
+        return self._after(hidden, branch, self.feedforward_norm, self.feedforward_output_norm), weights, cross_weights
+
+    def _before(self, hidden: Tensor, norm: nn.Module | None) -> Tensor:
+        return hidden if norm is None or self.config.placement == "post" else norm(hidden)
+
+    def _after(self, hidden: Tensor, branch: Tensor, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
+        if output_norm is not None:
+            branch = output_norm(branch)
+        hidden = hidden + self._drop(branch)
+        return norm(hidden) if norm is not None and self.config.placement == "post" else hidden
+
+    def _parallel(
+        self, hidden: Tensor, span: Span, store: Store | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None, None]:
+        inputs = self.attention_norm(hidden)
+        attended, weights = self.attention(inputs, span, store=store, need_weights=need_weights)
+        fed = self.feedforward(inputs if self.feedforward_norm is None else self.feedforward_norm(hidden))
+        return hidden + self._drop(attended) + self._drop(fed), weights, None
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return functional.dropout(branch, self.config.dropout, self.training) if self.config.dropout else branch
+
+
+@dataclass
+class Output:
+    """What a forward pass gives. Parts that were not asked for are None.
+
+    Attributes:
+        last_hidden_state: [batch, new, hidden_size], after the final norm.
+        logits: [batch, kept, vocab_size].
+        hidden_states: the embeddings, then the output of every layer; the last one is ``last_hidden_state``.
+        attentions: layer number -> weights [batch, num_heads, new, columns].
+        cross_attentions: the same for cross-attention, columns being those of the source.
+        cache: the cache that was given, now longer.
+    """
+
+    last_hidden_state: Tensor
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: dict[int, Tensor] | None = None
+    cross_attentions: dict[int, Tensor] | None = None
+    cache: Cache | None = None
+
+
+class Stack(core.Module):
+    """Layers one after the other, and a norm.
+
+    Args of the config:
+        layers: one config a layer; they may differ (local and global attention in turn, experts every n-th).
+        norm: after the last layer; None without.
+        bias: positions that act on the scores of every layer alike.
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        layers: tuple[Layer.Config, ...]
+        norm: LayerNorm.Config | RMSNorm.Config | None = None
+        bias: RelativeBias.Config | ALiBi.Config | None = None
+
+        def __post_init__(self) -> None:
+            require(len(self.layers) >= 1, "a stack needs at least one layer")
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(layer.build() for layer in config.layers)
+        self.norm = config.norm.build() if config.norm else None
+        self.bias = config.bias.build() if config.bias else None
+        self._scale_residual_outputs()
+
+    def _scale_residual_outputs(self) -> None:
+        """Shrink what each branch adds by 1/√(branches), so that the sum keeps its size (Radford et al., 2019,
+        section 2.3)."""
+        scale = INITIAL_STANDARD_DEVIATION / (2 * len(self.layers)) ** 0.5
+        for name, module in self.named_modules():
+            if isinstance(module, Linear) and name.rpartition(".")[2] in ("output", "down"):
+                nn.init.normal_(module.weight, std=scale)
+
+    def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
+        """An empty cache that fits these layers; see `Cache`."""
+        layers = self.config.layers
+        masks = [layer.attention.mask for layer in layers]
+        cross = [layer.cross_attention is not None for layer in layers]
+        return Cache(masks, kind, capacity=capacity, cross_attention=cross)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        spans: Sequence[Span],
+        *,
+        cache: Cache | None = None,
+        source: Tensor | None = None,
+        source_span: Span | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: Collection[int] = (),
+    ) -> Output:
+        """
+        Args:
+            hidden: [batch, new, hidden_size].
+            spans: the span of each layer; layers alike share one.
+            source, source_span: what cross-attention looks at, [batch, columns, source_size], and who is there.
+            output_attentions: numbers of the layers whose weights are wanted; the others keep the fused path.
+        """
+        if self.bias is not None:
+            for span in {id(span): span for span in spans}.values():
+                span.bias = self.bias(span).to(hidden.dtype)
+        states = [hidden] if output_hidden_states else None
+        attentions: dict[int, Tensor] = {}
+        cross_attentions: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.layers):
+            hidden, weights, cross_weights = layer(
+                hidden,
+                spans[number],
+                store=cache.stores[number] if cache else None,
+                source=source,
+                source_span=source_span,
+                source_store=cache.cross_stores[number] if cache else None,
+                need_weights=number in output_attentions,
+            )
+            if weights is not None:
+                attentions[number] = weights
+            if cross_weights is not None:
+                cross_attentions[number] = cross_weights
+            if states is not None:
+                states.append(hidden)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+            if states is not None:
+                states[-1] = hidden
+        return Output(
+            last_hidden_state=hidden,
+            hidden_states=tuple(states) if states is not None else None,
+            attentions=attentions or None,
+            cross_attentions=cross_attentions or None,
+            cache=cache,
+        )
+
+
+class TokenEmbedding(core.Module):
+    """Ids to vectors, with the positions that act on embeddings.
+
+    Args of the config:
+        vocab_size, hidden_size: the table.
+        positions: `Learned` or `Sinusoidal`, added; None where positions act elsewhere.
+        scale: the token vectors are multiplied by it (√hidden_size in the original Transformer and Gemma), rounded to
+            the network's dtype as those who trained with it did.
+        norm: after the sum.
+        dropout: after that, in training.
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        vocab_size: int
+        hidden_size: int
+        positions: Learned.Config | Sinusoidal.Config | None = None
+        scale: float | None = None
+        norm: LayerNorm.Config | RMSNorm.Config | None = None
+        dropout: float = 0.0
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens = Embedding.Config(config.vocab_size, config.hidden_size).build()
+        self.positions = config.positions.build() if config.positions else None
+        self.norm = config.norm.build() if config.norm else None
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """input_ids [batch, new] and positions [rows, new] -> [batch, new, hidden_size]."""
+        hidden = self.tokens(input_ids)
+        if self.config.scale is not None:
+            hidden = hidden * torch.tensor(self.config.scale, dtype=hidden.dtype)
+        if self.positions is not None:
+            hidden = hidden + self.positions(positions, hidden.dtype)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return functional.dropout(hidden, self.config.dropout, self.training) if self.config.dropout else hidden
+
+
+class Head(core.Module):
+    """Vectors to scores over the vocabulary.
+
+    Args of the config:
+        tied: the matrix is the embedding's table (Press and Wolf, 2017); otherwise its own.
+        bias: whether there is one.
+        scale: the scores are multiplied by it.
+        soft_cap: then squashed to cap · tanh(score / cap) (Gemma 2).
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        hidden_size: int
+        vocab_size: int
+        tied: bool = True
+        bias: bool = False
+        scale: float | None = None
+        soft_cap: float | None = None
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.weight = None
+        if not config.tied:
+            self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+            nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.bias else None
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """hidden [..., hidden_size] and the embedding's table [vocab_size, hidden_size] -> logits [..., vocab_size]."""
+        logits = functional.linear(hidden, table if self.weight is None else self.weight, self.bias)
+        if self.config.scale is not None:
+            logits = logits * self.config.scale
+        if self.config.soft_cap is not None:
+            logits = self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
+        return logits
+
+
+class DecoderOnly(core.Module):
+    """A language model: embeddings, a stack of causal layers, a head (GPT and everything after it).
+
+    Args of the config:
+        embedding, stack, head: the three parts.
+        max_positions: the longest sequence the model was made for; None where there is no limit.
+    """
+
+    @dataclass(frozen=True)
+    class Config(core.Config):
+        embedding: TokenEmbedding.Config
+        stack: Stack.Config
+        head: Head.Config
+        max_positions: int | None = None
+
+        def __post_init__(self) -> None:
+            hidden = self.embedding.hidden_size
+            for path, part in self.stack.traverse("stack"):
+                if isinstance(part, (Attention.Config, FeedForward.Config)):
+                    require(
+                        part.hidden_size == hidden,
+                        f"{path} has hidden_size {part.hidden_size}, but the embedding has {hidden}",
+                    )
+            require(
+                (self.head.hidden_size, self.head.vocab_size) == (hidden, self.embedding.vocab_size),
+                f"the head is {self.head.hidden_size} -> {self.head.vocab_size}, but the embedding is "
+                f"{self.embedding.vocab_size} x {hidden}",
+            )
+
+        @property
+        def vocab_size(self) -> int:
+            return self.embedding.vocab_size
+
+        @property
+        def hidden_size(self) -> int:
+            return self.embedding.hidden_size
+
+        @property
+        def num_layers(self) -> int:
+            return len(self.stack.layers)
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embedding = config.embedding.build()
+        self.stack = config.stack.build()
+        self.head = config.head.build()
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.tokens.weight.dtype
+
+    def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
+        """An empty cache for this network.
+
+        Args:
+            kind: "dense" keeps keys and values as they are, "int8" in eight bits. Layers with a sliding window keep
+                only it.
+            capacity: tokens there will ever be, allocated at once; None grows as needed.
+        """
+        return self.stack.new_cache(kind, capacity=capacity)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        prefix_lengths: Tensor | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        output_attentions: bool | Collection[int] = (),
+    ) -> Output:
+        """
+        Args:
+            input_ids: [batch, new].
+            attention_mask: [batch, new], true (or 1) where there is a token, false where there is padding, on any
+                side. With a cache it speaks of the new tokens only; the cache remembers the old.
+            cache: keys and values of earlier tokens; it grows by the new ones.
+            prefix_lengths: [batch], for prefix-LM masks.
+            logits_to_keep: only the logits of the last so many columns are computed; 0 computes all.
+            output_hidden_states: also return every layer's output.
+            output_attentions: layer numbers (negative from the end) whose weights to return; True means all.
+
+        Raises:
+            ConfigError: shapes that do not fit, a layer number that does not exist, or a sequence longer than a learned
+                table of positions.
+        """
+        require(input_ids.dim() == 2, f"input_ids must be [batch, new], but they are {list(input_ids.shape)}")
+        batch, new = input_ids.shape
+        require(new >= 1, "input_ids hold no token")
+        if attention_mask is not None:
+            require(
+                attention_mask.shape == input_ids.shape,
+                f"attention_mask is {list(attention_mask.shape)}, but input_ids are {[batch, new]} (with a cache, it "
+                "speaks of the new tokens only)",
+            )
+        if cache is not None:
+            spans = cache.advance(batch, new, input_ids.device, attention_mask, prefix_lengths)
+        else:
+            span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
+            spans = [span] * len(self.stack.layers)
+        self._check_positions(spans[0])
+        output: Output = self.stack(
+            self.embedding(input_ids, spans[0].queries),
+            spans,
+            cache=cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=self._layer_numbers(output_attentions),
+        )
+        kept = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
+        output.logits = self.head(kept, self.embedding.tokens.weight)
+        return output
+
+    def _check_positions(self, span: Span) -> None:
+        table = self.config.embedding.positions
+        if isinstance(table, Learned.Config):
+            last = span.start + span.new if span.start is not None else int(span.queries.max()) + 1
+            require(
+                last <= table.max_positions,
+                f"the sequence has {last} tokens, but this network has positions for {table.max_positions}",
+            )
+
+    def _layer_numbers(self, wanted: bool | Collection[int]) -> frozenset[int]:
+        count = len(self.stack.layers)
+        if isinstance(wanted, bool):
+            return frozenset(range(count)) if wanted else frozenset()
+        for number in wanted:
+            require(-count <= number < count, f"there is no layer {number}: this network has layers 0 to {count - 1}")
+        return frozenset(number % count for number in wanted)
