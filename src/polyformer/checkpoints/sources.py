@@ -1,0 +1,136 @@
+"""Where tensors come from: one small protocol over every kind of checkpoint file, and the function that opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from polyformer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SAFETENSORS_FILE = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE_FILE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+class TensorSource(Protocol):
+    """Named tensors in files. Opening one reads headers only; ``load`` reads one tensor.
+
+    A source is closed with ``close()`` or as a context manager. Tensors that were loaded stay valid after that.
+    """
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """The names of all tensors, in the order of the file."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, outermost dimension first, without reading it."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that ``load(name)`` gives when none is asked for."""
+        ...
+
+    def nbytes(self, name: str) -> int:
+        """The number of bytes the tensor takes in the file."""
+        ...
+
+    def load(self, name: str, dtype: torch.dtype | None = None, *, keep_mapped: bool = True) -> Tensor:
+        """Reads one tensor.
+
+        Args:
+            name: one of ``names()``.
+            dtype: the dtype to convert a floating tensor to; None keeps it as it is. Integer and boolean tensors are
+                never converted.
+            keep_mapped: the tensor may lie in the memory-mapped file when its dtype is right already: nothing is read
+                before it is used. With False it is a copy, and the pages of the file are given back to the system.
+
+        Raises:
+            CheckpointError: there is no such tensor, or the file is damaged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        ...
+
+    def __enter__(self) -> TensorSource: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def open_tensors(path: str | Path) -> TensorSource:
+    """Opens a checkpoint: a folder in the Hugging Face layout, or one ``.gguf`` or ``.safetensors`` file.
+
+    In a folder, safetensors are preferred to pickles, and a single file to shards; shards are found through the index.
+    Pickles are read only as weights: one that wants to run code is refused.
+
+    Raises:
+        CheckpointError: nothing is there, or the files are damaged, incomplete, or of an unknown kind. The message
+            names the file and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a folder of weights, a .safetensors file or a .gguf file")
+    if path.suffix == ".gguf":
+        from polyformer.checkpoints.gguf import GGUFFile
+
+        return GGUFFile(path)
+    if path.suffix == ".safetensors":
+        from polyformer.checkpoints.safetensors_files import SafetensorsSource
+
+        return SafetensorsSource(path, [path])
+    if path.suffix in (".bin", ".pt", ".pth"):
+        from polyformer.checkpoints.pickle_files import PickleSource
+
+        return PickleSource(path, [path])
+    raise CheckpointError(f"{path} is not a kind of weights file that is read: .safetensors, .gguf, .bin, .pt or .pth")
+
+
+def _open_folder(folder: Path) -> TensorSource:
+    from polyformer.checkpoints.pickle_files import PickleSource
+    from polyformer.checkpoints.safetensors_files import SafetensorsSource, read_index
+
+    if (folder / SAFETENSORS_FILE).is_file():
+        return SafetensorsSource(folder, [folder / SAFETENSORS_FILE])
+    if (folder / SAFETENSORS_INDEX).is_file():
+        weight_map = read_index(folder / SAFETENSORS_INDEX)
+        return SafetensorsSource(folder, _shards(folder, weight_map), weight_map)
+    if (folder / PICKLE_FILE).is_file():
+        return PickleSource(folder, [folder / PICKLE_FILE])
+    if (folder / PICKLE_INDEX).is_file():
+        weight_map = read_index(folder / PICKLE_INDEX)
+        return PickleSource(folder, _shards(folder, weight_map), weight_map)
+    gguf_files = sorted(folder.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        from polyformer.checkpoints.gguf import GGUFFile
+
+        return GGUFFile(gguf_files[0])
+    if gguf_files:
+        names = ", ".join(file.name for file in gguf_files)
+        raise CheckpointError(f"{folder} holds several GGUF files ({names}): give the path of one of them")
+    raise CheckpointError(
+        f"{folder} holds no weights: one of {SAFETENSORS_FILE}, {SAFETENSORS_INDEX}, {PICKLE_FILE}, {PICKLE_INDEX} "
+        "or a .gguf file is needed"
+    )
+
+
+def _shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
+    """The shard files of an index, in order, all of them present and inside the folder."""
+    shards = []
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise CheckpointError(f"the index in {folder} points outside the folder, to {name!r}: refused")
+        if not (folder / name).is_file():
+            count = sum(1 for shard in weight_map.values() if shard == name)
+            raise CheckpointError(f"{folder / name} is missing ({count} tensors are in it): fetch that file again")
+        shards.append(folder / name)
+    return shards
