@@ -1,0 +1,81 @@
+"""Reading prompts from files and from standard input, with errors that name the byte that is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from polyformer.errors import PolyformerError
+
+
+class InputError(PolyformerError, ValueError):
+    """What a person gave the command line cannot be read."""
+
+
+def decode(data: bytes, where: str) -> str:
+    """
+    Raises:
+        InputError: `data` is not UTF-8; says at which byte and how to mend it.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert it first, "
+            "for example with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file, `-` being standard input, without one line end at its very end.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it is not UTF-8.
+    """
+    if str(path) == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        try:
+            text = decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line: plain text, or in a `.jsonl` file a string or an object with the key "prompt".
+
+    Raises:
+        InputError: as `read_text`, or a line of the `.jsonl` file is neither; it is named by its number.
+    """
+    lines = [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise InputError(f"{path} holds no prompt: write one a line")
+    if path.suffix != ".jsonl":
+        return [line for _, line in lines]
+    return [_prompt_of(line, f"{path} line {number}") for number, line in lines]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    value = parse_json(line, where)
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise InputError(f'{where}: expected a string or an object with the string "prompt", for example {{"prompt": "Hi"}}')
+    return prompt
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        InputError: as `read_text`, or it is not JSON.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
