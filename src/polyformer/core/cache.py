@@ -221,7 +221,7 @@ class Columns:
         if len(kept) == self.used:
             return
         limit = limit.clamp(min=0).squeeze(1)
-        self.forgotten = int(limit) if self.plain else torch.maximum(self.forgotten, limit)  # type: ignore[arg-type]
+        self.forgotten = int(limit) if self.plain else torch.maximum(self.forgotten, limit)
         self.positions = self.positions[:, kept]
         self.used = len(kept)
         for store in self.stores:
@@ -283,7 +283,7 @@ class Columns:
         self.used = max(other.used for other in others)
         first = others[0]
         alike = all(o.plain and o.used == first.used and o.next == first.next for o in others)
-        if alike and all(torch.equal(o.positions, first.positions) for o in others):  # type: ignore[arg-type]
+        if alike and all(torch.equal(o.positions, first.positions) for o in others):
             self.next, self.positions = first.next, first.positions
             self.forgotten = max(int(other.forgotten) for other in others)
         else:

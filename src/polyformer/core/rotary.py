@@ -56,6 +56,16 @@ class LinearScaling(Scaling):
 
 
 @dataclass(frozen=True)
+class FactorScaling(Scaling):
+    """Each pair's angles divided by a factor of its own (how a GGUF file writes Llama 3's scaling)."""
+
+    factors: tuple[float, ...]
+
+    def frequencies(self, base: float, exponents: Tensor, length: Tensor) -> Tensor:
+        return 1.0 / (exponents.new_tensor(self.factors) * base**exponents)
+
+
+@dataclass(frozen=True)
 class DynamicNTKScaling(Scaling):
     """A base that grows with the sequence once it is longer than in training (Peng et al., 2023, YaRN, section 3.3)."""
 

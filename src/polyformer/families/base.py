@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from polyformer.core.config import Config
 from polyformer.errors import ConfigError
@@ -126,19 +129,40 @@ class ConfigReader:
         )
 
 
+class GGUFContents(Protocol):
+    """What a family may ask of an open GGUF file."""
+
+    metadata: dict[str, Any]
+
+    def names(self) -> list[str]: ...
+
+    def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class GGUFFormat:
     """How a family looks inside a GGUF file.
 
     Attributes:
         architecture: the value of ``general.architecture``.
-        read_config: metadata reader (keys such as ``llama.block_count``) -> network config.
-        weight_table: network config -> names of the file.
+        read: reader of the metadata (whose keys it gives without the architecture's prefix), the open file -> network
+            config.
+        weight_table: network config -> table of the file's weight names.
     """
 
     architecture: str
-    read_config: Callable[[ConfigReader], Any]
+    read: Callable[[ConfigReader, GGUFContents], Any]
     weight_table: Callable[[Any], WeightTable]
+
+    def read_config(self, file: GGUFContents) -> Any:
+        """The network config that the file's metadata (``llama.block_count``, ...) and tensors describe.
+
+        Raises:
+            ConfigError: a key is missing or malformed, or asks for something that is not supported.
+        """
+        prefix = f"{self.architecture}."
+        values = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+        return self.read(ConfigReader(values, f"GGUF metadata {prefix}*"), file)
 
 
 @dataclass(frozen=True)
