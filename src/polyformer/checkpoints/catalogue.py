@@ -115,7 +115,9 @@ def _single_gguf(path: Path) -> Path:
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~", ".\\", "\\")) or Path(text).suffix in (".gguf", ".safetensors")
+    if text.startswith(("/", "./", "../", "~", ".\\", "\\")):
+        return True
+    return ":" not in text and text.endswith((".gguf", ".safetensors"))
 
 
 def _not_found(text: str, path: Path) -> str:

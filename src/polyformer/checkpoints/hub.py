@@ -243,7 +243,7 @@ def pull_repository(
             reference = home / "refs" / (revision or DEFAULT_REVISION)
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_whole(reference, model.commit)
-    return _result(folder, [item.path for item in chosen])
+    return _result(folder, [item.path for item in chosen], file)
 
 
 def find_cached(
@@ -267,7 +267,7 @@ def find_cached(
     names = json.loads(selection.read_text(encoding="utf-8"))
     if not all((home / commit / name).is_file() for name in names):
         return None
-    return _result(home / commit, names)
+    return _result(home / commit, names, file)
 
 
 def _selection_file(folder: Path, pattern: str | None) -> Path:
@@ -280,8 +280,8 @@ def _is_whole(path: Path, expected: Expected) -> bool:
     return path.is_file() and (expected.nbytes is None or path.stat().st_size == expected.nbytes)
 
 
-def _result(folder: Path, names: list[str]) -> Path:
-    return folder / names[0] if len(names) == 1 else folder
+def _result(folder: Path, names: list[str], pattern: str | None) -> Path:
+    return folder / names[0] if pattern is not None or names[0].endswith(".gguf") else folder
 
 
 def _first_line(error: Exception) -> str:
