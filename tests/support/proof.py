@@ -6,6 +6,7 @@ Weights are large (standard deviation 0.2) and norms and biases random, so that 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,10 +89,11 @@ def prove(
     config = network.config
     assert family.read_config(family.write_config(config)) == config
     ids = hard_ids(config.vocab_size, length)
-    _prove_forward(hf_model, network, ids, tolerance, skip_hidden)
+    _prove_forward(copy.deepcopy(hf_model), network, ids, tolerance, skip_hidden)
     _prove_padding(hf_model, network, ids, tolerance, by_length)
     _prove_gradients(hf_model, network, family, ids, gradient_tolerance or 10 * tolerance)
-    _prove_cache(network, ids)
+    if not by_length:  # a token's states depend on how long the sequence was when it came
+        _prove_cache(network, ids)
     prove_export(network, family, tensors)
     return network
 
@@ -110,7 +112,8 @@ def _prove_forward(hf: Any, network: Any, ids: Tensor, tolerance: float, skip_hi
 def _prove_padding(hf: Any, network: Any, ids: Tensor, tolerance: float, by_length: bool) -> None:
     """Padded on the left, the right and inside, each row's numbers are those it has alone in Hugging Face's class, and
     padded on the right those of its padded batch. (Padded on the left, its plain attention makes NaN in float64. Where
-    angles depend on the length, its class takes that of the longest row and remembers it: a fresh copy a row, no batch.)
+    angles depend on the length, its class takes that of the longest row and remembers it: a fresh copy a row, no
+    batch.)
     """
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -131,7 +134,8 @@ def _prove_padding(hf: Any, network: Any, ids: Tensor, tolerance: float, by_leng
 
 
 def _prove_gradients(hf: Any, network: Any, family: Any, ids: Tensor, tolerance: float) -> None:
-    """Gradients of one loss, parameter by parameter, brought to their names by the table (its transforms are linear)."""
+    """Gradients of one loss, parameter by parameter, brought to their names by the table (its transforms are
+    linear)."""
     weight = torch.randn(network(ids).logits.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for model in (hf, network):
         model.zero_grad()
@@ -154,7 +158,7 @@ def _prove_cache(network: Any, ids: Tensor) -> None:
         whole = network(ids).logits
         cache = network.new_cache()
         cuts = [0, 7, 8, 9, 20, *range(21, ids.shape[1] + 1)]
-        pieces = [network(ids[:, a:b], cache=cache).logits for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [network(ids[:, a:b], cache=cache).logits for a, b in itertools.pairwise(cuts)]
     close(torch.cat(pieces, dim=1), whole, 1e-10, "cached against whole")
 
 

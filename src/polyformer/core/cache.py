@@ -76,11 +76,11 @@ class Store:
             self.buffers[number] = fresh
 
     def select(self, rows: Tensor) -> None:
-        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
+        self.buffers = [buffer.index_select(0, rows.to(buffer.device)) for buffer in self.buffers]
 
     def reorder(self, rows: Tensor, first: int, used: int) -> None:
         for buffer in self.buffers:
-            buffer[:, :, first:used] = buffer[:, :, first:used].index_select(0, rows)
+            buffer[:, :, first:used] = buffer[:, :, first:used].index_select(0, rows.to(buffer.device))
 
     def join(self, stores: Sequence[Store], room: int) -> None:
         """Take the rows of ``stores``, one after the other, each pushed right to the width of the widest."""
@@ -149,6 +149,8 @@ class Columns:
         self.positions: Tensor | None = None  # [rows, used]
         self.next: Any = 0  # position of the next token: one number while plain, else [batch]
         self.forgotten: Any = 0  # tokens before this position may be gone (sinks aside)
+        self.limit = self._window_room()  # columns a window may have before the old ones are dropped
+        self._before: tuple[int, Tensor | None, Any] = (0, None, 0)  # used, positions and next, for `undo`
 
     # -- one forward pass
 
@@ -156,15 +158,11 @@ class Columns:
         self, new: int, attention_mask: Tensor | None, device: torch.device, prefix_lengths: Tensor | None = None
     ) -> Span:
         """Make room for ``new`` columns and say where they stand."""
-        require(
-            self.capacity is None or self.reach is not None or self.used + new <= self.capacity,
-            f"the cache has room for {self.capacity} tokens, and {self.used} + {new} are asked for: "
-            "give it a larger capacity",
-        )
         if attention_mask is not None and not bool(attention_mask.all()):
             self.make_ragged(attention_mask.shape[0], device)
-        if self.reach is not None and self.used + new > self._window_room():
+        if self.reach is not None and self.used + new > self.limit:
             self._forget()
+        self._before = (self.used, self.positions, self.next)
         if self.plain:
             start = int(self.next)
             queries = torch.arange(start, start + new, device=device)[None]
@@ -187,17 +185,39 @@ class Columns:
             self.in_sight = max(0, before - self.reach[0] + 1)
         return Span(queries, self.positions[:, self.in_sight :], start, prefix_lengths)
 
+    def check_room(self, new: int) -> None:
+        """
+        Raises:
+            ConfigError: ``new`` more columns do not fit.
+        """
+        require(
+            self.capacity is None or self.reach is not None or self.used + new <= self.capacity,
+            f"the cache has room for {self.capacity} tokens, and {self.used} + {new} are asked for: "
+            "give it a larger capacity",
+        )
+
+    def undo(self) -> None:
+        """Take back the last `advance`: its columns hold nothing that can be relied on."""
+        self.used, self.positions, self.next = self._before
+
+    def clear(self) -> None:
+        """Back to the first day."""
+        self.plain, self.used, self.positions, self.next, self.forgotten = True, 0, None, 0, 0
+        for store in self.stores:
+            store.buffers = []
+
     def room(self) -> int:
         """How many columns a buffer should have now."""
-        if self.reach is not None:
-            return max(self.used, self._window_room())
-        if self.capacity is not None:
+        if self.reach is None and self.capacity is not None:
             return self.capacity
         first = self.written[0] == 0
-        return self.used + (_GROWTH if first else max(_GROWTH, self.used // 2))
+        grown = self.used + (_GROWTH if first else max(_GROWTH, self.used // 2))
+        return grown if self.reach is None else max(self.used, min(grown, self.limit))
 
     def _window_room(self) -> int:
-        window, sinks = self.reach  # type: ignore[misc]
+        if self.reach is None:
+            return 0
+        window, sinks = self.reach
         return window + sinks + _RESERVE + max(64, window // 4)
 
     def make_ragged(self, batch: int, device: torch.device) -> None:
@@ -221,11 +241,13 @@ class Columns:
         if len(kept) == self.used:
             return
         limit = limit.clamp(min=0).squeeze(1)
-        self.forgotten = int(limit) if self.plain else torch.maximum(self.forgotten, limit)
+        self.forgotten = max(int(self.forgotten), int(limit)) if self.plain else torch.maximum(self.forgotten, limit)
         self.positions = self.positions[:, kept]
         self.used = len(kept)
+        # Rows whose windows lie in different columns keep more of them together than one window has.
+        self.limit = max(self._window_room(), self.used + 64)
         for store in self.stores:
-            store.keep_columns(kept, self._window_room())
+            store.keep_columns(kept, self.limit)
 
     # -- rows and columns
 
@@ -262,28 +284,29 @@ class Columns:
             )
 
     def select(self, rows: Tensor) -> None:
-        if not self.plain:
-            self.next, self.forgotten = self.next[rows], self.forgotten[rows]
-            if self.positions is not None:
-                self.positions = self.positions[rows]
         for store in self.stores:
             store.select(rows)
+        self._select_positions(rows)
 
     def reorder(self, rows: Tensor, first_column: int) -> None:
-        if not self.plain:
-            self.next, self.forgotten = self.next[rows], self.forgotten[rows]
-            if self.positions is not None:
-                self.positions = self.positions[rows]
         first = first_column if self.reach is None else 0  # a window's columns have moved
         for store in self.stores:
             store.reorder(rows, first, self.used)
+        self._select_positions(rows)
+
+    def _select_positions(self, rows: Tensor) -> None:
+        if not self.plain:
+            rows = rows.to(self.next.device)
+            self.next, self.forgotten = self.next[rows], self.forgotten[rows]
+            if self.positions is not None:
+                self.positions = self.positions[rows]
 
     def join(self, others: Sequence[Columns], batches: Sequence[int]) -> None:
         """Take over the rows of ``others``."""
         self.used = max(other.used for other in others)
         first = others[0]
         alike = all(o.plain and o.used == first.used and o.next == first.next for o in others)
-        if alike and all(torch.equal(o.positions, first.positions) for o in others):
+        if alike and all(torch.equal(o.positions, first.positions) for o in others):  # type: ignore[arg-type]
             self.next, self.positions = first.next, first.positions
             self.forgotten = max(int(other.forgotten) for other in others)
         else:
@@ -305,6 +328,7 @@ class Columns:
             self.next = per_row(lambda other: other.next)
             self.forgotten = per_row(lambda other: other.forgotten)
         self.written = (0, self.used)
+        self.limit = max(self.limit, self.used)
         room = self.room()
         for number, store in enumerate(self.stores):
             store.join([other.stores[number] for other in others], room)
@@ -335,6 +359,7 @@ class Cache:
         self.capacity = capacity
         self.cross_attention = tuple(cross_attention or [False] * len(self.masks))
         self.batch_size: int | None = None
+        self._batch_before: int | None = None
         groups: dict[tuple[int, int] | None, Columns] = {}
         self.stores: list[Store] = []
         for mask in self.masks:
@@ -382,9 +407,20 @@ class Cache:
             self.batch_size in (None, batch),
             f"the cache holds {self.batch_size} rows, but the input has {batch}: select or merge rows first",
         )
-        self.batch_size = batch
+        for columns in self.columns:
+            columns.check_room(new)
+        self._batch_before, self.batch_size = self.batch_size, batch
         spans = {id(columns): columns.advance(new, attention_mask, device, prefix_lengths) for columns in self.columns}
         return [spans[id(store.columns)] for store in self.stores]
+
+    def undo(self) -> None:
+        """Take back the last `advance`, when its forward pass was interrupted: the cache is as it was before."""
+        for columns in self.columns:
+            if self._batch_before is None:
+                columns.clear()
+            else:
+                columns.undo()
+        self.batch_size = self._batch_before
 
     def set_source(self, columns: int, device: torch.device, attention_mask: Tensor | None = None) -> None:
         """Say which of the source's columns hold a token, before its keys and values are stored."""
@@ -400,8 +436,14 @@ class Cache:
         """Forget the last ``count`` tokens, of all rows alike or of each row ([batch]).
 
         Raises:
-            ConfigError: more than the cache holds, or than a sliding window can give back.
+            ConfigError: more than the cache holds, or than a sliding window can give back, or less than nothing.
         """
+        if isinstance(count, Tensor):
+            require(
+                tuple(count.shape) == (self.batch_size,),
+                f"the cache holds {self.batch_size} rows, but the counts to trim are {list(count.shape)}",
+            )
+        require(bool(torch.as_tensor(count >= 0).all()), "cannot trim less than no token")
         for columns in self.columns:
             columns._check_trim(columns.next - count)
         for columns in self.columns:
@@ -440,7 +482,9 @@ class Cache:
             same = (other.masks, other.kind, other.cross_attention) == (self.masks, self.kind, self.cross_attention)
             require(same, "only caches of the same network and kind can be merged")
             require(other.batch_size is not None, "an empty cache cannot be merged")
-        merged = Cache(self.masks, self.kind, capacity=self.capacity, cross_attention=self.cross_attention)
+        capacities = [other.capacity for other in caches if other.capacity is not None]
+        capacity = max(capacities) if len(capacities) == len(caches) else None
+        merged = Cache(self.masks, self.kind, capacity=capacity, cross_attention=self.cross_attention)
         batches = [other.batch_size or 0 for other in caches]
         merged.batch_size = sum(batches)
         for number, columns in enumerate(merged.columns):

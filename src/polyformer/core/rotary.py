@@ -1,8 +1,9 @@
 """Rotary positions, and the ways to stretch them to longer contexts.
 
 A scaling changes the angles. Those that depend on the length of the sequence (`DynamicNTKScaling`, `LongRoPEScaling`)
-would turn old keys otherwise than new ones; attention therefore keeps their keys unturned in the cache, and a cached
-sequence gives the numbers of an uncached one.
+would turn old keys otherwise than new ones; attention therefore keeps their keys unturned in the cache, so that a query
+meets all keys turned alike. What a token said while the sequence was shorter stays as it was said: such a network, fed
+in pieces across a change of angles, does not give the numbers of the whole. That is the scheme's nature.
 """
 
 from __future__ import annotations

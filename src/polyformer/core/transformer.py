@@ -427,14 +427,19 @@ class DecoderOnly(core.Module):
         else:
             span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
             spans = [span] * len(self.stack.layers)
-        self._check_positions(spans[0])
-        output: Output = self.stack(
-            self.embedding(input_ids, spans[0].queries),
-            spans,
-            cache=cache,
-            output_hidden_states=output_hidden_states,
-            output_attentions=self._layer_numbers(output_attentions),
-        )
+        try:
+            self._check_positions(spans[0])
+            output: Output = self.stack(
+                self.embedding(input_ids, spans[0].queries),
+                spans,
+                cache=cache,
+                output_hidden_states=output_hidden_states,
+                output_attentions=self._layer_numbers(output_attentions),
+            )
+        except BaseException:  # an error, or someone's Ctrl-C: the cache stays good for the next call
+            if cache is not None:
+                cache.undo()
+            raise
         kept = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
         output.logits = self.head(kept, self.embedding.tokens.weight)
         return output
