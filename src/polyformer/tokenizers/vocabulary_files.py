@@ -1,0 +1,306 @@
+"""Build tokenizers from vocabulary files: byte-level BPE, word-end BPE, WordPiece and SentencePiece.
+
+Such files hold the vocabulary only. How a text is cut before the vocabulary is used depends on the tokenizer class that
+the model was trained with, which tokenizer_config.json (or config.json's model type) names; each class is one entry of
+the tables below. A class that is not there is refused: a guess would give wrong ids without any error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordPiece
+
+from polyformer.errors import TokenizerError
+from polyformer.tokenizers.sentencepiece import SPACE, SentencePieceModel, build_sentencepiece
+
+WORD_END = "</w>"
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+T5_SENTINELS = 100
+
+Config = Mapping[str, Any]  # tokenizer_config.json
+Merges = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class BuiltTokenizer:
+    """A tokenizer, and what its class says where the config is silent."""
+
+    backend: Tokenizer
+    special_tokens: Mapping[str, str]
+    additional_special_tokens: tuple[str, ...] = ()
+    add_bos: bool = False
+    add_eos: bool = False
+    has_template: bool = False  # the special tokens around a text are set already (BERT, RoBERTa, T5, CLIP)
+
+
+def byte_level_pre_tokenizer(pattern: str | None = None, *, add_prefix_space: bool = False) -> Any:
+    """Bytes as printable characters, after a cut into words: GPT-2's own pattern, or another one."""
+    if pattern is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
+        ]
+    )
+
+
+def bos_eos_processor(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.TemplateProcessing:
+    """Puts these (token, id) before and after every text, and around both texts of a pair."""
+    before = [f"{bos[0]}:0"] if bos else []
+    after = [f"{eos[0]}:0"] if eos else []
+    second = [part.replace(":0", ":1") if part.endswith(":0") else part for part in (*before, "$B:0", *after)]
+    single = [*before, "$A:0", *after]
+    return processors.TemplateProcessing(
+        single=single, pair=[*single, *second], special_tokens=[token for token in (bos, eos) if token]
+    )
+
+
+# --- byte-level and word-end BPE: vocab.json and merges.txt -----------------------------------------------------------
+
+
+def _gpt2(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = byte_level_pre_tokenizer(add_prefix_space=bool(config.get("add_prefix_space")))
+    backend.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return BuiltTokenizer(backend, {"unk": end, "bos": end, "eos": end} if end in vocabulary else {})
+
+
+def _qwen2(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    built = _gpt2(vocabulary, merges, config)
+    built.backend.normalizer = normalizers.NFC()
+    prefix = bool(config.get("add_prefix_space"))
+    built.backend.pre_tokenizer = byte_level_pre_tokenizer(QWEN2_SPLIT, add_prefix_space=prefix)
+    end = "<|endoftext|>"
+    return BuiltTokenizer(built.backend, {"unk": end, "eos": end, "pad": end})
+
+
+def _roberta(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    built = _gpt2(vocabulary, merges, config)
+    tokens = {
+        "bos": "<s>",
+        "eos": "</s>",
+        "unk": "<unk>",
+        "sep": "</s>",
+        "pad": "<pad>",
+        "cls": "<s>",
+        "mask": "<mask>",
+    }
+    cls, sep = (str(_named(config, f"{role}_token") or tokens[role]) for role in ("cls", "sep"))
+    built.backend.post_processor = processors.RobertaProcessing(
+        sep=(sep, _required(vocabulary, sep)),
+        cls=(cls, _required(vocabulary, cls)),
+        add_prefix_space=bool(config.get("add_prefix_space")),
+        trim_offsets=True,
+    )
+    return BuiltTokenizer(built.backend, tokens, has_template=True)
+
+
+def _openai_gpt(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    unk = str(_named(config, "unk_token") or "<unk>")
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=WORD_END, unk_token=unk))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
+    return BuiltTokenizer(backend, {"unk": unk})
+
+
+BPE_CLASSES: dict[str, Callable[[dict[str, int], Merges, Config], BuiltTokenizer]] = {
+    "GPT2Tokenizer": _gpt2,
+    "Qwen2Tokenizer": _qwen2,
+    "RobertaTokenizer": _roberta,
+    "BartTokenizer": _roberta,
+    "OpenAIGPTTokenizer": _openai_gpt,
+}
+
+
+def build_bpe(
+    vocabulary: dict[str, int], merges: Merges, tokenizer_class: str | None, config: Config
+) -> BuiltTokenizer:
+    """A tokenizer from vocab.json and merges.txt.
+
+    Without a class name, a vocabulary with word-end marks is openai-gpt's and any other is GPT-2's.
+
+    Raises:
+        TokenizerError: a class that is not known; a special token that is not in the vocabulary.
+    """
+    if tokenizer_class is None:
+        ends = any(token.endswith(WORD_END) for token in vocabulary)
+        tokenizer_class = "OpenAIGPTTokenizer" if ends else "GPT2Tokenizer"
+    return _choose(BPE_CLASSES, tokenizer_class, "vocab.json and merges.txt")(vocabulary, merges, config)
+
+
+# --- WordPiece: vocab.txt ---------------------------------------------------------------------------------------------
+
+BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+
+
+def build_wordpiece(vocabulary: dict[str, int], tokenizer_class: str | None, config: Config) -> BuiltTokenizer:
+    """BERT's tokenizer (Devlin et al. 2018): basic cutting at spaces and punctuation, then the longest pieces.
+
+    Reads do_lower_case (default True), strip_accents (default: as do_lower_case) and tokenize_chinese_chars (True).
+
+    Raises:
+        TokenizerError: a class that is not known, an option that is not supported, special tokens missing.
+    """
+    if tokenizer_class is not None:
+        _choose(dict.fromkeys(BERT_CLASSES, True), tokenizer_class, "vocab.txt")
+    if config.get("do_basic_tokenize") is False:
+        raise TokenizerError("tokenizer_config.json sets do_basic_tokenize to false, which is not supported")
+    tokens = {role: str(_named(config, f"{role}_token") or token) for role, token in BERT_TOKENS.items()}
+    backend = Tokenizer(WordPiece(vocab=vocabulary, unk_token=tokens["unk"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = cls_sep_processor(
+        (tokens["cls"], _required(vocabulary, tokens["cls"])), (tokens["sep"], _required(vocabulary, tokens["sep"]))
+    )
+    _required(vocabulary, tokens["unk"])
+    return BuiltTokenizer(backend, tokens, has_template=True)
+
+
+def cls_sep_processor(cls: tuple[str, int], sep: tuple[str, int]) -> processors.TemplateProcessing:
+    """BERT's [CLS] text [SEP], and [CLS] text [SEP] other [SEP] for pairs."""
+    return processors.TemplateProcessing(
+        single=[f"{cls[0]}:0", "$A:0", f"{sep[0]}:0"],
+        pair=[f"{cls[0]}:0", "$A:0", f"{sep[0]}:0", "$B:1", f"{sep[0]}:1"],
+        special_tokens=list(dict([cls, sep]).items()),
+    )
+
+
+# --- SentencePiece: tokenizer.model, spiece.model, spm.model ----------------------------------------------------------
+
+
+def _llama(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    backend = build_sentencepiece(model, where)
+    prefix = config.get("add_prefix_space")
+    has_prefix = model.add_dummy_prefix if prefix is None else bool(prefix)
+    if config.get("legacy") is False:
+        # A prefix space in front of the whole text only, not after each special token.
+        scheme = "first" if has_prefix else "never"
+        backend.normalizer = None
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    elif has_prefix != model.add_dummy_prefix:
+        steps = [normalizers.Prepend(SPACE)] if has_prefix else []
+        backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return BuiltTokenizer(backend, model.special_tokens(), add_bos=True)
+
+
+def _gemma(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    built = _plain_sentencepiece(model, config, where)
+    turns = tuple(mark for mark in ("<start_of_turn>", "<end_of_turn>") if built.backend.token_to_id(mark) is not None)
+    return BuiltTokenizer(built.backend, model.special_tokens(), turns, add_bos=True)
+
+
+def _t5(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    backend = build_sentencepiece(model, where)
+    backend.normalizer = normalizers.Precompiled(model.precompiled_charsmap) if model.precompiled_charsmap else None
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")]
+    )
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    eos = model.special_tokens().get("eos", "</s>")
+    backend.post_processor = bos_eos_processor(None, (eos, backend.token_to_id(eos)))
+    # The sentinels that stand for masked spans are not in the file; they follow its pieces, the last one first.
+    count = int(config.get("extra_ids", T5_SENTINELS))
+    sentinels = tuple(f"<extra_id_{number}>" for number in range(count))
+    missing = [sentinel for sentinel in reversed(sentinels) if backend.token_to_id(sentinel) is None]
+    backend.add_special_tokens(missing)
+    return BuiltTokenizer(backend, model.special_tokens(), sentinels, has_template=True)
+
+
+def _plain_sentencepiece(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    return BuiltTokenizer(build_sentencepiece(model, where), model.special_tokens())
+
+
+SENTENCEPIECE_CLASSES: dict[str, Callable[[SentencePieceModel, Config, str], BuiltTokenizer]] = {
+    "LlamaTokenizer": _llama,
+    "CodeLlamaTokenizer": _llama,
+    "GemmaTokenizer": _gemma,
+    "T5Tokenizer": _t5,
+    "PreTrainedTokenizer": _plain_sentencepiece,
+}
+
+
+def build_from_sentencepiece(
+    model: SentencePieceModel, tokenizer_class: str | None, config: Config, where: str
+) -> BuiltTokenizer:
+    """A tokenizer from a SentencePiece model.
+
+    Without a class name, the file alone decides, and no special tokens are put around a text unless the config asks.
+
+    Raises:
+        TokenizerError: a class that is not known (several change the file's ids), or a model kind not supported.
+    """
+    name = tokenizer_class or "PreTrainedTokenizer"
+    return _choose(SENTENCEPIECE_CLASSES, name, "a SentencePiece model")(model, config, where)
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+CLASS_OF_MODEL_TYPE = {
+    "gpt2": "GPT2Tokenizer",
+    "gpt_neo": "GPT2Tokenizer",
+    "gptj": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen2_moe": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "qwen3_moe": "Qwen2Tokenizer",
+    "roberta": "RobertaTokenizer",
+    "bart": "BartTokenizer",
+    "openai-gpt": "OpenAIGPTTokenizer",
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "electra": "ElectraTokenizer",
+    "llama": "LlamaTokenizer",
+    "mistral": "LlamaTokenizer",
+    "mixtral": "LlamaTokenizer",
+    "phi3": "LlamaTokenizer",
+    "gemma": "GemmaTokenizer",
+    "gemma2": "GemmaTokenizer",
+    "gemma3": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "t5": "T5Tokenizer",
+}
+
+
+def _named(config: Config, key: str) -> str | None:
+    value = config.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _required(vocabulary: Mapping[str, int], token: str) -> int:
+    if token not in vocabulary:
+        raise TokenizerError(f"the vocabulary has no {token}: name the special tokens in tokenizer_config.json")
+    return vocabulary[token]
+
+
+def _choose(table: Mapping[str, Any], tokenizer_class: str, files: str) -> Any:
+    name = tokenizer_class.removesuffix("Fast")
+    if name not in table:
+        raise TokenizerError(
+            f"tokenizer class {tokenizer_class} cannot be built from {files} (known: {', '.join(sorted(table))});"
+            " convert it to tokenizer.json with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    return table[name]
