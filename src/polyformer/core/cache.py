@@ -23,6 +23,7 @@ from polyformer.core.masks import Mask, Span
 
 STORES = ("dense", "int8")
 _RESERVE = 32  # tokens beyond the window that are kept, so that as many can be trimmed
+_SLACK = 64  # columns beyond those, so that old ones are dropped many at a time
 _GROWTH = 256  # columns by which a buffer grows, at least
 
 
@@ -218,7 +219,7 @@ class Columns:
         if self.reach is None:
             return 0
         window, sinks = self.reach
-        return window + sinks + _RESERVE + max(64, window // 4)
+        return window + sinks + _RESERVE + max(_SLACK, window // 4)
 
     def make_ragged(self, batch: int, device: torch.device) -> None:
         """From here on every row has positions of its own."""
@@ -245,7 +246,7 @@ class Columns:
         self.positions = self.positions[:, kept]
         self.used = len(kept)
         # Rows whose windows lie in different columns keep more of them together than one window has.
-        self.limit = max(self._window_room(), self.used + 64)
+        self.limit = max(self._window_room(), self.used + _SLACK)
         for store in self.stores:
             store.keep_columns(kept, self.limit)
 
