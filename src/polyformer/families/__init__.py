@@ -31,6 +31,22 @@ _MODULES = {
     "polyformer": "native",
 }
 
+# general.architecture of a GGUF file -> model_type
+_GGUF = {
+    "gpt2": "gpt2",
+    "gptj": "gptj",
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+    "falcon": "falcon",
+    "starcoder": "gpt_bigcode",
+    "starcoder2": "starcoder2",
+}
+
 
 @cache
 def find_family(model_type: str) -> Family:
@@ -51,10 +67,9 @@ def find_gguf_family(architecture: str) -> Family:
     Raises:
         ConfigError: there is none; the nearest names are given.
     """
-    known = {family.gguf.architecture: family for family in reversed(all_families()) if family.gguf}
-    if architecture not in known:
-        raise ConfigError(f"GGUF architecture {architecture!r} is not known{_nearest(architecture, list(known))}")
-    return known[architecture]
+    if architecture not in _GGUF:
+        raise ConfigError(f"GGUF architecture {architecture!r} is not known{_nearest(architecture, list(_GGUF))}")
+    return find_family(_GGUF[architecture])
 
 
 @cache

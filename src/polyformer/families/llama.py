@@ -1,4 +1,4 @@
-"""LLaMA 1 to 3, Code Llama, and SmolLM, which is one (Touvron et al., 2023; Rozière et al., 2023; Dubey et al., 2024)."""
+"""LLaMA 1 to 3, Code Llama and SmolLM (Touvron et al., 2023; Rozière et al., 2023; Dubey et al., 2024)."""
 
 from __future__ import annotations
 
