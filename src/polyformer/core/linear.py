@@ -13,6 +13,13 @@ from polyformer.core import config as core
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
 
+def initialize(parameter: Tensor, standard_deviation: float = INITIAL_STANDARD_DEVIATION) -> None:
+    """Fill with N(0, standard_deviation²). On the meta device there is nothing to fill, and PyTorch's own function would
+    import its compiler, which takes a second."""
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=standard_deviation)
+
+
 class Linear(core.Module):
     """y = x Wᵀ + b, for x [..., in_features] and y [..., out_features]. W is [out_features, in_features].
 
@@ -30,7 +37,7 @@ class Linear(core.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.out_features, config.in_features))
         self.bias = nn.Parameter(torch.zeros(config.out_features)) if config.bias else None
-        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+        initialize(self.weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return functional.linear(inputs, self.weight, self.bias)
@@ -51,7 +58,7 @@ class Embedding(core.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.hidden_size))
-        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+        initialize(self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         return functional.embedding(ids, self.weight)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from polyformer.core import config as core
 from polyformer.core.config import require
-from polyformer.core.linear import INITIAL_STANDARD_DEVIATION
+from polyformer.core.linear import initialize
 from polyformer.core.masks import Span
 from polyformer.core.rotary import Rotary as Rotary  # the largest of them has a file of its own
 
@@ -83,7 +83,7 @@ class Learned(core.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.max_positions + config.offset, config.hidden_size))
-        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+        initialize(self.weight)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """positions [rows, new], each below max_positions -> [rows, new, hidden_size]."""
@@ -122,7 +122,7 @@ class RelativeBias(core.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_buckets, config.num_heads))
-        nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+        initialize(self.weight)
 
     def forward(self, span: Span) -> Tensor:
         """The bias [rows, num_heads, new, columns] in the dtype of the weights."""
@@ -208,7 +208,7 @@ class Relative(core.Module):
         self.keys = nn.Parameter(torch.empty(shape))
         self.values = nn.Parameter(torch.empty(shape)) if config.values else None
         for table in self.parameters():
-            nn.init.normal_(table, std=INITIAL_STANDARD_DEVIATION)
+            initialize(table)
 
     def _rows(self, span: Span) -> Tensor:
         """Row of the table for each query and key, [rows, 1, new, columns]."""

@@ -14,7 +14,7 @@ from polyformer.core.attention import Attention
 from polyformer.core.cache import Cache, Store
 from polyformer.core.config import require
 from polyformer.core.feedforward import FeedForward, MixtureOfExperts
-from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear, initialize
 from polyformer.core.masks import Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
@@ -181,7 +181,7 @@ class Stack(core.Module):
         scale = INITIAL_STANDARD_DEVIATION / (2 * len(self.layers)) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, Linear) and name.rpartition(".")[2] in ("output", "down"):
-                nn.init.normal_(module.weight, std=scale)
+                initialize(module.weight, scale)
 
     def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
         """An empty cache that fits these layers; see `Cache`."""
@@ -308,7 +308,7 @@ class Head(core.Module):
         self.weight = None
         if not config.tied:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-            nn.init.normal_(self.weight, std=INITIAL_STANDARD_DEVIATION)
+            initialize(self.weight)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.bias else None
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
