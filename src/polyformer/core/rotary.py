@@ -1,11 +1,10 @@
 """Rotary positions, and the ways to stretch them to longer contexts.
 
-A scaling changes the angles. Two depend on the length of the sequence (`DynamicNTKScaling`, `LongRoPEScaling`) and would turn
-old keys otherwise than new ones; attention therefore keeps their keys unturned in the cache, and turns all of them by
-the length of the moment. While the angles stay the same (`LongRoPEScaling`: on one side of ``original_max_positions``) a cached
-sequence gives the numbers of an uncached one. When they change, an uncached pass also sees the old tokens through all
-layers with the new angles, while a cache holds what the lower layers made of them at the time: to have exactly the
-numbers of an uncached pass, feed the whole sequence to a new cache.
+A scaling changes the angles. Those that depend on the length of the sequence (`DynamicNTKScaling`, `LongRoPEScaling`)
+would turn old keys otherwise than new ones; attention therefore keeps their keys unturned in the cache, so that a query
+meets all keys turned alike. While the angles stay the same (`LongRoPEScaling`: on one side of its switch), a cached
+sequence gives the numbers of an uncached one. What the lower layers said of a token while the sequence was shorter
+stays as it was said: to have the numbers of the whole after a change of angles, feed the whole to a new cache.
 """
 
 from __future__ import annotations
