@@ -36,7 +36,10 @@ def network_config(
     head: dict[str, Any] | None = None,
     feedforward: Config | None = None,
 ) -> Any:
-    """A decoder with grouped heads and head_dim != hidden_size / num_heads; a list gives each layer its own attention."""
+    """A decoder with grouped heads and head_dim != hidden_size / num_heads.
+
+    A list gives each layer its own attention.
+    """
     own = attention if isinstance(attention, list) else [attention or {}] * layers
     common = {"hidden_size": HIDDEN, "num_heads": HEADS, "num_key_value_heads": 2, "head_dim": 6}
     norm = core.RMSNorm.Config(HIDDEN)
