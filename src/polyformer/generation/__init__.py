@@ -1,6 +1,7 @@
 """Turning a network's logits into text: settings, processors, sampling, beam search, contrastive search, guidance.
 
-The names below are imported on first use, so that the settings can be read without importing torch.
+The functions `generate`, `stream` and `stream_events` are in `polyformer.generation.generate`. The names below are
+imported on first use, so that the settings can be read without importing torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyformer.generation.generate import generate, stream, stream_events
     from polyformer.generation.outputs import Generation, StreamEvent, TokenLogprobs
     from polyformer.generation.prompts import few_shot_messages, few_shot_prompt
     from polyformer.generation.settings import GenerationSettings
@@ -19,9 +19,6 @@ _HOMES = {
     "Generation": "outputs",
     "TokenLogprobs": "outputs",
     "StreamEvent": "outputs",
-    "generate": "generate",
-    "stream": "generate",
-    "stream_events": "generate",
     "few_shot_prompt": "prompts",
     "few_shot_messages": "prompts",
 }
@@ -33,9 +30,6 @@ __all__ = [
     "TokenLogprobs",
     "few_shot_messages",
     "few_shot_prompt",
-    "generate",
-    "stream",
-    "stream_events",
 ]
 
 

@@ -70,8 +70,8 @@ class BeamDecoder:
 
     With `num_beam_groups` > 1 it is diverse beam search (Vijayakumar et al. 2018, algorithm 1): in each step the groups
     choose one after the other, and a token loses `diversity_penalty` for each beam of an earlier group that has just
-    chosen it (Hamming diversity). The penalty stays in the beam's score. A group that is done no longer counts. The n
-    best texts are taken from all the groups together.
+    chosen it (Hamming diversity). The penalty stays in the beam's score. From the step after it is done, a group no
+    longer counts. The n best texts are taken from all the groups together.
 
     Processors apply to log-probabilities, as in transformers. The prompt is read once; its beams share those columns of
     the cache, which are never copied. Prompts that are done leave the batch.
@@ -153,18 +153,19 @@ class BeamDecoder:
         log_probabilities = self._log_probabilities(logits)
         prompts, vocab_size = len(self._active), logits.shape[-1]
         by_group = log_probabilities.view(prompts, self._groups, self._beams, vocab_size)
-        chosen_before = logits.new_zeros(prompts, 1, vocab_size) if self._groups > 1 else None
+        if self._groups == 1:
+            parent, token = self._advance_group(0, by_group[:, 0])
+            self._follow(parent[:, None], token[:, None])
+            return
+        chosen_before = logits.new_zeros(prompts, vocab_size)
         parents, tokens = [], []
         for group in range(self._groups):
-            scores = by_group[:, group]
-            if chosen_before is not None:
-                scores = scores - self._settings.diversity_penalty * chosen_before
-            parent, token = self._advance_group(group, scores)
+            counts = self._running_groups(group).to(logits)[:, None]
+            penalty = self._settings.diversity_penalty * chosen_before[:, None]
+            parent, token = self._advance_group(group, by_group[:, group] - penalty)
+            chosen_before.scatter_add_(-1, token, counts.expand_as(token))
             parents.append(parent + group * self._beams)
             tokens.append(token)
-            if chosen_before is not None:
-                counts = self._running_groups(group).to(logits.dtype)[:, None].expand_as(token)
-                chosen_before[:, 0].scatter_add_(-1, token, counts.to(logits.device))
         self._follow(torch.stack(parents, dim=1), torch.stack(tokens, dim=1))
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
