@@ -18,7 +18,7 @@ from polyformer.core.rotary import (
 )
 from polyformer.errors import ConfigError
 from polyformer.families.base import ConfigReader, GGUFContents, only_kind
-from polyformer.families.weights import InterleavedRotaryRows, Rule
+from polyformer.families.weights import InterleavedRotaryRows, Rule, Transform, Transpose, chain
 
 # Hugging Face's names of activations -> the core's
 ACTIVATION_NAMES = {
@@ -216,6 +216,25 @@ def renamed(
     return [Rule(f"{ours}.{our}.{kind}", f"{theirs}.{their}.{kind}") for our, their in names.items() for kind in kinds]
 
 
+def transposed(ours: str, theirs: str) -> list[Rule]:
+    """A linear layer that the file stores as [in, out] (``Conv1D``)."""
+    return [Rule(f"{ours}.weight", f"{theirs}.weight", Transpose()), Rule(f"{ours}.bias", f"{theirs}.bias")]
+
+
+def fused_attention_rules(theirs: str, split: Transform, *, transpose: bool = False) -> list[Rule]:
+    """Query, key and value in one linear layer: ``split`` takes its rows apart, those of the bias alike.
+
+    Args:
+        transpose: whether the file stores the matrix as [in, out].
+    """
+    parts = [f"stack.layers.{{layer}}.attention.{part}" for part in ("query", "key", "value")]
+    matrix = chain(Transpose(), split) if transpose else split
+    return [
+        Rule([f"{part}.weight" for part in parts], f"{theirs}.weight", matrix),
+        Rule([f"{part}.bias" for part in parts], f"{theirs}.bias", split),
+    ]
+
+
 def llama_attention_rules(theirs: str = "model.layers.{layer}.self_attn") -> list[Rule]:
     names = {
         "query": "q_proj",
@@ -238,11 +257,12 @@ def llama_norm_rules() -> list[Rule]:
     return renamed("stack.layers.{layer}", "model.layers.{layer}", names)
 
 
-def gguf_rules(*, interleaved_rotary: tuple[int, int] | None = None) -> list[Rule]:
+def gguf_rules(*, interleaved_rotary: tuple[int, int] | None = None, fused: Transform | None = None) -> list[Rule]:
     """The names every GGUF file uses.
 
     Args:
         interleaved_rotary: (num_heads, num_key_value_heads) where the file's query and key rows pair neighbours.
+        fused: how ``attn_qkv`` becomes query, key and value, where the file has the three in one.
     """
     block = "blk.{layer}"
     layer = "stack.layers.{layer}"
@@ -251,16 +271,24 @@ def gguf_rules(*, interleaved_rotary: tuple[int, int] | None = None) -> list[Rul
         *renamed("stack", "", {"norm": "output_norm"}),
         *renamed("", "", {"head": "output"}),
         *renamed(layer, block, {"attention_norm": "attn_norm", "feedforward_norm": "ffn_norm"}),
-        *renamed(f"{layer}.attention", block, {"value": "attn_v", "output": "attn_output"}),
+        *renamed(f"{layer}.attention", block, {"output": "attn_output"}),
         *renamed(f"{layer}.attention", block, {"query_norm": "attn_q_norm", "key_norm": "attn_k_norm"}),
         *renamed(f"{layer}.feedforward", block, {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}),
     ]
-    heads = interleaved_rotary or (None, None)
-    for ours, theirs, count in (("query", "attn_q", heads[0]), ("key", "attn_k", heads[1])):
-        turn = InterleavedRotaryRows(count) if count else None
-        rules += [
-            Rule(f"{layer}.attention.{ours}.{kind}", f"{block}.{theirs}.{kind}", turn) for kind in ("weight", "bias")
-        ]
+    if fused is not None:
+        rules += fused_attention_rules(f"{block}.attn_qkv", fused)
+    else:
+        heads = interleaved_rotary or (None, None)
+        for ours, theirs, count in (
+            ("query", "attn_q", heads[0]),
+            ("key", "attn_k", heads[1]),
+            ("value", "attn_v", None),
+        ):
+            turn = InterleavedRotaryRows(count) if count else None
+            rules += [
+                Rule(f"{layer}.attention.{ours}.{kind}", f"{block}.{theirs}.{kind}", turn)
+                for kind in ("weight", "bias")
+            ]
     return [Rule(_undotted(rule.ours), _undotted(rule.theirs), rule.transform) for rule in rules]
 
 
