@@ -124,9 +124,9 @@ class RelativeBias(core.Module):
         self.weight = nn.Parameter(torch.empty(config.num_buckets, config.num_heads))
         initialize(self.weight)
 
-    def forward(self, span: Span) -> Tensor:
-        """The bias [rows, num_heads, new, columns] in the dtype of the weights."""
-        return functional.embedding(self.buckets(_signed_distance(span)), self.weight).permute(0, 3, 1, 2)
+    def forward(self, span: Span, dtype: torch.dtype) -> Tensor:
+        """The bias [rows, num_heads, new, columns] in ``dtype``."""
+        return functional.embedding(self.buckets(_signed_distance(span)), self.weight).permute(0, 3, 1, 2).to(dtype)
 
     def buckets(self, distance: Tensor) -> Tensor:
         """Bucket numbers of key position - query position, of any shape."""
@@ -150,27 +150,34 @@ class ALiBi(core.Module):
 
     Slopes are 2^(-8/n), 2^(-16/n), ... for n heads, n a power of two; otherwise those of the next lower power, and then
     every other one of the next higher.
+
+    Args of the config:
+        num_heads: heads of the attention it is added to.
+        scale: what every slope is multiplied by (Falcon divides by √head_dim after it has added the bias).
     """
 
     @dataclass(frozen=True)
     class Config(core.Config):
         num_heads: int
+        scale: float = 1.0
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
 
-    def forward(self, span: Span) -> Tensor:
-        """The bias [rows, num_heads, new, columns] in float32; in float64 it is the same numbers."""
-        slopes = torch.tensor(self.slopes(), device=span.keys.device)[None, :, None, None]
-        return slopes * -_signed_distance(span).abs()[:, None]
+    def forward(self, span: Span, dtype: torch.dtype) -> Tensor:
+        """The bias [rows, num_heads, new, columns] in ``dtype``, worked out in float32 at least."""
+        precise = torch.promote_types(dtype, torch.float32)
+        slopes = torch.tensor(self.slopes(), dtype=precise, device=span.keys.device)[None, :, None, None]
+        return (slopes * -_signed_distance(span).abs()[:, None]).to(dtype)
 
     def slopes(self) -> list[float]:
         """One slope per head."""
         heads = self.config.num_heads
         power = 2 ** math.floor(math.log2(heads))
         slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
-        return slopes + [2 ** (-4 * (2 * extra + 1) / power) for extra in range(heads - power)]
+        slopes += [2 ** (-4 * (2 * extra + 1) / power) for extra in range(heads - power)]
+        return [slope * self.config.scale for slope in slopes]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ class Stack(core.Module):
         """
         if self.bias is not None:
             for span in {id(span): span for span in spans}.values():
-                span.bias = self.bias(span).to(hidden.dtype)
+                span.bias = self.bias(span, hidden.dtype)
         states = [hidden] if output_hidden_states else None
         attentions: dict[int, Tensor] = {}
         cross_attentions: dict[int, Tensor] = {}
