@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, wraps
 from string import Formatter
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
@@ -280,7 +280,7 @@ class _SafeNamespace(Namespace):
 class _GenerationTag(Extension):
     """{% generation %} ... {% endgeneration %} marks the assistant's words for training; here it prints its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - Jinja's base class declares it as an instance variable
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -372,7 +372,12 @@ def _literal_characters(body: Iterable[nodes.Node]) -> int:
 
 def _weave_budget(template: nodes.Template) -> None:
     """Rewrite the parsed template: loop bodies and macros start with a paid step; `~`, [], () and {} are paid calls."""
-    for node in list(template.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+    loops: list[nodes.For | nodes.Macro | nodes.CallBlock] = [
+        *template.find_all(nodes.For),
+        *template.find_all(nodes.Macro),
+        *template.find_all(nodes.CallBlock),
+    ]
+    for node in loops:
         step = _environment_call("budget_step", [nodes.Const(_literal_characters(node.body))], node.lineno)
         node.body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
     _rewrite_inside(template)
@@ -397,7 +402,9 @@ def _rewritten(node: nodes.Node) -> nodes.Node:
 
 
 def _environment_call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None).set_lineno(line)
+    call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+    call.set_lineno(line)
+    return call
 
 
 @dataclass(frozen=True)
@@ -463,9 +470,13 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
-    for base in (str, int, float):  # subclasses such as enums are stripped of their methods
-        if isinstance(value, base):
-            return base.__new__(base, value)
+    # Subclasses such as enums are stripped of their methods.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     raise TokenizerError(
         f"{where} is {type(value).__name__}: a chat template takes text, numbers, lists and dicts only"
     )

@@ -247,11 +247,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> TextTokenizer:
 
 
 def _surround(tokenizer: TextTokenizer, reader: _Metadata, built: _Built) -> None:
-    ends = []
+    ends: list[tuple[str, int] | None] = []
     for role, default in (("bos", built.add_bos), ("eos", built.add_eos)):
         token = built.special_tokens.get(role)
-        wanted = reader.flag(f"add_{role}_token", default) and token is not None
-        ends.append((token, tokenizer.token_to_id(token)) if wanted else None)
+        token_id = None if token is None else tokenizer.token_to_id(token)
+        wanted = reader.flag(f"add_{role}_token", default)
+        ends.append((token, token_id) if wanted and token is not None and token_id is not None else None)
     if any(ends) and tokenizer.backend.post_processor is None:
         tokenizer.backend.post_processor = bos_eos_processor(*ends)
 

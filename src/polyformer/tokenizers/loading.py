@@ -234,7 +234,7 @@ def _token_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _surround(tokenizer: TextTokenizer, config: Mapping[str, Any], built: BuiltTokenizer) -> None:
     """Put the beginning and end of sequence around texts, as the config says or else as the tokenizer class does."""
-    ends = []
+    ends: list[tuple[str, int] | None] = []
     for role, default in (("bos", built.add_bos), ("eos", built.add_eos)):
         wanted = config.get(f"add_{role}_token", default)
         token = tokenizer.settings.special_tokens.get(role)

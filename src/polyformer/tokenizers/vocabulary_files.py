@@ -97,8 +97,8 @@ def _roberta(vocabulary: dict[str, int], merges: Merges, config: Config) -> Buil
     }
     cls, sep = (str(_named(config, f"{role}_token") or tokens[role]) for role in ("cls", "sep"))
     built.backend.post_processor = processors.RobertaProcessing(
-        sep=(sep, _required(vocabulary, sep)),
-        cls=(cls, _required(vocabulary, cls)),
+        (sep, _required(vocabulary, sep)),
+        (cls, _required(vocabulary, cls)),
         add_prefix_space=bool(config.get("add_prefix_space")),
         trim_offsets=True,
     )
@@ -218,8 +218,11 @@ def _t5(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")]
     )
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
-    eos = model.special_tokens().get("eos", "</s>")
-    backend.post_processor = bos_eos_processor(None, (eos, backend.token_to_id(eos)))
+    eos = str(_named(config, "eos_token") or model.special_tokens().get("eos", "</s>"))
+    eos_id = backend.token_to_id(eos)
+    if eos_id is None:
+        raise TokenizerError(f"{where} has no {eos}: name the end-of-sequence token in tokenizer_config.json")
+    backend.post_processor = bos_eos_processor(None, (eos, eos_id))
     # The sentinels that stand for masked spans are not in the file; they follow its pieces, the last one first.
     count = int(config.get("extra_ids", T5_SENTINELS))
     sentinels = tuple(f"<extra_id_{number}>" for number in range(count))
