@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polyformer.families import find_family
@@ -181,3 +181,37 @@ def prove_float32(hf_class: type, hf_config: Any, folder: Path, tolerance: float
     ids = hard_ids(network.config.vocab_size)
     with torch.no_grad():
         close(network(ids).logits, model(ids, use_cache=False).logits, tolerance, "float32 logits")
+
+
+def prove_loads_in_transformers(
+    network: Any, family: Any, folder: Path, hf_class: Any, *, tolerance: float = 1e-5
+) -> None:
+    """Written as a folder, the network loads in transformers: no key missing or unexpected, the same logits, and what
+    transformers writes again is bit-equal to what we wrote.
+
+    Args:
+        folder: where to write; it may exist.
+        hf_class: the class that reads it, such as ``LlamaForCausalLM``.
+        tolerance: of the logits, as in `prove`.
+    """
+    ours = dict(network.named_parameters())
+    written: dict[str, Tensor] = {}
+    for step in family.weight_table(network.config).steps(set(ours)):
+        made = step.to_theirs([ours[name].detach() for name in step.ours])
+        written.update(zip(step.theirs, (tensor.clone().contiguous() for tensor in made), strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(family.write_config(network.config)))
+    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
+    model, report = hf_class.from_pretrained(
+        folder, dtype=network.dtype, attn_implementation="eager", output_loading_info=True
+    )
+    problems = {kind: found for kind, found in report.items() if found}
+    assert not problems, f"transformers did not load the folder cleanly: {problems}"
+    ids = hard_ids(network.config.vocab_size)
+    with torch.no_grad():
+        close(network(ids).logits, model.eval()(ids, use_cache=False).logits, tolerance, "logits after export")
+    model.save_pretrained(folder / "again")
+    again = load_file(folder / "again" / "model.safetensors")
+    assert set(again) == set(written)
+    for name, tensor in written.items():
+        assert torch.equal(tensor, again[name]), f"{name} is not bit-equal after transformers read and wrote it"
