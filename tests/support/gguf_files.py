@@ -13,10 +13,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from polyformer.checkpoints.gguf import GGUFFile
-from polyformer.families import find_gguf_family
 from proof import close, hard_ids
 from torch import Tensor
+
+from polyformer.checkpoints.gguf import GGUFFile
+from polyformer.families import find_gguf_family
 
 
 def llama_cpp_names(architecture: str, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
