@@ -12,7 +12,7 @@ from polyformer.core.backends import Scoring, attend
 from polyformer.core.cache import Store
 from polyformer.core.config import require
 from polyformer.core.linear import Linear
-from polyformer.core.masks import Causal, Mask, Span
+from polyformer.core.masks import Bidirectional, Causal, Mask, Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.positions import Relative
 from polyformer.core.rotary import Rotary
@@ -29,6 +29,7 @@ class Attention(core.Module):
             Shazeer, 2019; in between: grouped-query, Ainslie et al., 2023). None means num_heads.
         head_dim: width of a head; None means hidden_size / num_heads.
         source_size: width of what keys and values are made from (cross-attention); None is self-attention.
+            It takes the `Bidirectional` mask and no ``positions``: places in two sequences are not compared.
         mask: who may look at whom.
         positions: `Rotary` or `Relative`, acting inside attention; None where positions act elsewhere.
         bias: whether the query, key and value projections have a bias.
@@ -60,6 +61,8 @@ class Attention(core.Module):
         dropout: float = 0.0
 
         def __post_init__(self) -> None:
+            require(self.num_heads >= 1, f"num_heads is {self.num_heads}, but it must be at least 1")
+            require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be at least 0 and below 1")
             if not self.head_dim:
                 require(
                     self.hidden_size % self.num_heads == 0,
@@ -80,6 +83,16 @@ class Attention(core.Module):
                     self.positions.rotary_dim <= self.head_dim,
                     f"rotary_dim {self.positions.rotary_dim} is larger than head_dim {self.head_dim}",
                 )
+            if isinstance(self.positions, Relative.Config):
+                require(
+                    self.positions.head_dim == self.head_dim and self.positions.num_heads in (1, self.num_heads),
+                    f"Relative has head_dim {self.positions.head_dim} and {self.positions.num_heads} heads, but "
+                    f"attention has head_dim {self.head_dim} and {self.num_heads} heads",
+                )
+            require(
+                self.source_size is None or (isinstance(self.mask, Bidirectional) and self.positions is None),
+                "cross-attention (source_size) needs mask=Bidirectional() and positions=None",
+            )
             if self.query_key_norm is not None:
                 require(
                     self.query_key_norm.size in (self.head_dim, self.num_heads * self.head_dim),

@@ -79,7 +79,7 @@ def attend(
         need_weights: also return the weights [batch, heads, new, columns].
 
     Returns:
-        The result [batch, heads, new, head_dim], and the weights or None.
+        The result [batch, heads, new, head_dim], and the weights as they were used (after dropout) or None.
     """
     backend = _choose(queries, scoring, need_weights)
     if backend == "fused":
@@ -157,8 +157,9 @@ def _reference(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) 
     else:
         weights = scores.softmax(-1)
     weights = weights.to(queries.dtype)
-    used = functional.dropout(weights, scoring.dropout) if scoring.dropout else weights
-    result = used.reshape(batch, shared, -1, columns) @ values
+    if scoring.dropout:
+        weights = functional.dropout(weights, scoring.dropout)
+    result = weights.reshape(batch, shared, -1, columns) @ values
     return result.view(batch, heads, new, -1), weights
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polyformer.core.config import require
-from polyformer.core.masks import Mask, Span
+from polyformer.core.masks import Bidirectional, Mask, Span
 
 STORES = ("dense", "int8")
 _RESERVE = 32  # tokens beyond the window that are kept, so that as many can be trimmed
@@ -356,6 +356,10 @@ class Cache:
         require(kind in _STORE_CLASSES, f"cache kind {kind!r} is not known; known: {', '.join(_STORE_CLASSES)}")
         require(capacity is None or capacity >= 1, f"cache capacity is {capacity}, but it must be at least 1")
         self.masks = tuple(masks)
+        require(
+            not any(isinstance(mask, Bidirectional) for mask in self.masks),
+            "a bidirectional layer cannot use a cache: its earlier tokens look at later ones",
+        )
         self.kind = kind
         self.capacity = capacity
         self.cross_attention = tuple(cross_attention or [False] * len(self.masks))

@@ -197,13 +197,21 @@ class Rotary(core.Module):
                 self.rotary_dim >= 2 and self.rotary_dim % 2 == 0,
                 f"rotary_dim is {self.rotary_dim}, but it must be even and positive",
             )
+            lists: tuple[tuple[float, ...], ...] = ()
             if isinstance(self.scaling, LongRoPEScaling):
-                for factors in (self.scaling.short_factors, self.scaling.long_factors):
-                    require(
-                        len(factors) == self.rotary_dim // 2,
-                        f"LongRoPE has {len(factors)} factors, but rotary_dim {self.rotary_dim} "
-                        f"has {self.rotary_dim // 2} pairs",
-                    )
+                lists = (self.scaling.short_factors, self.scaling.long_factors)
+            elif isinstance(self.scaling, FactorScaling):
+                lists = (self.scaling.factors,)
+            for factors in lists:
+                require(
+                    len(factors) == self.rotary_dim // 2,
+                    f"the scaling has {len(factors)} factors, but rotary_dim {self.rotary_dim} "
+                    f"has {self.rotary_dim // 2} pairs",
+                )
+            require(
+                self.rotary_dim > 2 or not isinstance(self.scaling, DynamicNTKScaling),
+                "dynamic NTK scaling needs a rotary_dim above 2",
+            )
 
     def __init__(self, config: Config):
         super().__init__()

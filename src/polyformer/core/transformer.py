@@ -15,7 +15,7 @@ from polyformer.core.cache import Cache, Store
 from polyformer.core.config import require
 from polyformer.core.feedforward import FeedForward, MixtureOfExperts
 from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear, initialize
-from polyformer.core.masks import Span
+from polyformer.core.masks import PrefixCausal, Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
 from polyformer.errors import ConfigError
@@ -166,6 +166,12 @@ class Stack(core.Module):
 
         def __post_init__(self) -> None:
             require(len(self.layers) >= 1, "a stack needs at least one layer")
+            for number, layer in enumerate(self.layers):
+                require(
+                    self.bias is None or self.bias.num_heads == layer.attention.num_heads,
+                    f"the bias has {self.bias and self.bias.num_heads} heads, but the attention of layer {number} "
+                    f"has {layer.attention.num_heads}",
+                )
 
     def __init__(self, config: Config):
         super().__init__()
@@ -178,7 +184,8 @@ class Stack(core.Module):
     def _scale_residual_outputs(self) -> None:
         """Shrink what each branch adds by 1/√(branches), so that the sum keeps its size (Radford et al., 2019,
         section 2.3)."""
-        scale = INITIAL_STANDARD_DEVIATION / (2 * len(self.layers)) ** 0.5
+        branches = sum(2 if layer.cross_attention is None else 3 for layer in self.config.layers)
+        scale = INITIAL_STANDARD_DEVIATION / branches**0.5
         for name, module in self.named_modules():
             if isinstance(module, Linear) and name.rpartition(".")[2] in ("output", "down"):
                 initialize(module.weight, scale)
@@ -338,12 +345,18 @@ class DecoderOnly(core.Module):
 
         def __post_init__(self) -> None:
             hidden = self.embedding.hidden_size
-            for path, part in self.stack.traverse("stack"):
-                if isinstance(part, (Attention.Config, FeedForward.Config)):
-                    require(
-                        part.hidden_size == hidden,
-                        f"{path} has hidden_size {part.hidden_size}, but the embedding has {hidden}",
-                    )
+            for path, part in self.traverse():
+                if isinstance(part, (Attention.Config, FeedForward.Config, Learned.Config, Sinusoidal.Config)):
+                    size = part.hidden_size
+                elif path.rpartition(".")[2] == "norm" and isinstance(part, (LayerNorm.Config, RMSNorm.Config)):
+                    size = part.size
+                else:
+                    size = hidden
+                require(size == hidden, f"{path} is made for vectors of {size}, but the embedding's have {hidden}")
+            for number, layer in enumerate(self.stack.layers):
+                require(
+                    layer.cross_attention is None, f"layer {number} has cross-attention: a decoder-only has no source"
+                )
             require(
                 (self.head.hidden_size, self.head.vocab_size) == (hidden, self.embedding.vocab_size),
                 f"the head is {self.head.hidden_size} -> {self.head.vocab_size}, but the embedding is "
@@ -416,6 +429,8 @@ class DecoderOnly(core.Module):
         require(input_ids.dim() == 2, f"input_ids must be [batch, new], but they are {list(input_ids.shape)}")
         batch, new = input_ids.shape
         require(new >= 1, "input_ids hold no token")
+        require(logits_to_keep >= 0, f"logits_to_keep is {logits_to_keep}, but it must be at least 0")
+        self._check_prefix(prefix_lengths, batch)
         if attention_mask is not None:
             require(
                 attention_mask.shape == input_ids.shape,
@@ -443,6 +458,19 @@ class DecoderOnly(core.Module):
         kept = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
         output.logits = self.head(kept, self.embedding.tokens.weight)
         return output
+
+    def _check_prefix(self, prefix_lengths: Tensor | None, batch: int) -> None:
+        if prefix_lengths is None:
+            return
+        masks = [layer.attention.mask for layer in self.config.stack.layers]
+        require(
+            any(isinstance(mask, PrefixCausal) for mask in masks),
+            "prefix_lengths were given, but no layer of this network has a PrefixCausal mask",
+        )
+        require(
+            tuple(prefix_lengths.shape) == (batch,),
+            f"prefix_lengths must be [{batch}], one per row, but they are {list(prefix_lengths.shape)}",
+        )
 
     def _check_positions(self, span: Span) -> None:
         table = self.config.embedding.positions
