@@ -209,7 +209,7 @@ LONG = LongRoPEScaling((1.0, 1.5, 2.0), (3.0, 5.0, 9.0), 6, 1.2)
 
 @torch.no_grad()
 def test_length_dependent_rotary_in_deep_networks(make_config: Any, random_module: Any) -> None:
-    """Exact while the angles stay the same, also beyond the switch; the docstring of `rotary` says what lies between."""
+    """Exact while the angles stay the same, also beyond the switch; `rotary` says what lies between."""
     network = random_module(make_config({"positions": replace(ROTARY, scaling=LONG)}, layers=3))
     ids = random_ids(2, 20)
     assert_same(run(network, ids[:, :6], network.new_cache(), [2, 1, 3]), network(ids[:, :6]).logits)
@@ -585,8 +585,8 @@ def test_a_sequence_too_long_for_its_positions_changes_nothing(make_config: Any,
 @torch.no_grad()
 def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_module: Any) -> None:
     cross = core.Attention.Config(16, 4, head_dim=6, source_size=10, mask=core.Bidirectional())
-    config = make_config({"positions": ROTARY}, layer={"cross_attention": cross}).stack
-    stack = random_module(config)
+    config = make_config({"positions": ROTARY}).stack
+    stack = random_module(replace(config, layers=tuple(replace(each, cross_attention=cross) for each in config.layers)))
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 7, 16, dtype=torch.float64, generator=generator)
     source = torch.randn(2, 5, 10, dtype=torch.float64, generator=generator)
