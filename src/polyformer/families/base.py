@@ -30,7 +30,8 @@ _HARMLESS = frozenset(
     early_stopping bad_words_ids encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
     forced_eos_token_id suppress_tokens begin_suppress_tokens num_return_sequences output_scores
     return_dict_in_generate tie_encoder_decoder is_llama_config rope_interleaved use_return_dict generation_config
-    transformers.js_config _from_model_config
+    transformers.js_config _from_model_config n_ctx summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout classifier_dropout predict_special_tokens
     """.split()  # noqa: SIM905 (a list of eighty quoted strings reads worse)
 )
 
@@ -68,6 +69,11 @@ class ConfigReader:
             wanted = getattr(kind, "__name__", str(kind))
             raise ConfigError(f"{self.where}: {key} is {value!r}, but it must be of type {wanted}")
         return value
+
+    def assume(self, **defaults: Any) -> ConfigReader:
+        """What this architecture takes a key for that is not there at all; an explicit ``null`` stays ``null``."""
+        self.values = {**defaults, **self.values}
+        return self
 
     def integer(self, key: str, default: Any = _REQUIRED, *, least: int | None = 1) -> Any:
         """A whole number of at least ``least``, or the default."""
