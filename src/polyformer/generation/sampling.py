@@ -19,8 +19,11 @@ from polyformer.errors import GenerationError
 from polyformer.generation import processors
 from polyformer.generation.settings import GenerationSettings
 
-SHORTLIST = 128
-"""How many of the most likely tokens top-p looks at before it sorts the whole vocabulary."""
+SHORT_LISTS = (128, 2048)
+"""How many of the most likely tokens top-p looks at, the first that is enough, before it sorts the whole vocabulary."""
+
+ROOM_FOR_TIES = 32
+"""How many more than k tokens top-k looks at, since half precision gives many tokens equal logits."""
 
 
 class RandomStream:
@@ -118,24 +121,31 @@ class Filters:
 
     def _short_list(self, logits: Tensor) -> tuple[Tensor, Tensor] | None:
         vocab_size = logits.shape[-1]
-        if 0 < self.top_k < vocab_size:
-            values, ids = torch.topk(logits, self.top_k + 1)
-            # A tie over the border: top-k keeps all of them, and the list cannot know how many there are.
-            if bool((values[:, -1] == values[:, -2]).any()):
+        if self.top_k:
+            if self.top_k + ROOM_FOR_TIES > vocab_size:
                 return None
-            values, ids = values[:, :-1], ids[:, :-1]
-            if self.top_p < 1:
-                values = processors.top_p(values, self.top_p)
-            return values, ids
-        if self.top_p < 1 and vocab_size > SHORTLIST:
-            values, ids = torch.topk(logits, SHORTLIST)
-            probabilities = (values - logits.logsumexp(dim=-1, keepdim=True)).exp()
-            outside = probabilities.cumsum(dim=-1) - probabilities >= self.top_p
-            if not bool(outside[:, -1].all()):
+            values, ids = torch.topk(logits, self.top_k + ROOM_FOR_TIES)
+            kth_largest = values[:, self.top_k - 1 : self.top_k]
+            # All that tie with the k-th are kept; when the last one still does, there may be more beyond the list.
+            if bool((values[:, -1:] == kth_largest).any()):
                 return None
-            outside[:, 0] = False
-            return values.masked_fill(outside, -math.inf), ids
+            values = values.masked_fill(values < kth_largest, -math.inf)
+            return (processors.top_p(values, self.top_p) if self.top_p < 1 else values), ids
+        if self.top_p < 1:
+            for size in SHORT_LISTS:
+                if size < vocab_size and (short := self._nucleus(logits, size)) is not None:
+                    return short
         return None
+
+    def _nucleus(self, logits: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
+        """The nucleus out of the `size` most likely tokens; None when a row's may be larger."""
+        values, ids = torch.topk(logits, size)
+        probabilities = (values - logits.logsumexp(dim=-1, keepdim=True)).exp()
+        outside = probabilities.cumsum(dim=-1) - probabilities >= self.top_p
+        if not bool(outside[:, -1].all()):
+            return None
+        outside[:, 0] = False
+        return values.masked_fill(outside, -math.inf), ids
 
 
 class Sampler:
