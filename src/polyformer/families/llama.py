@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, RMSNorm, Stack, TokenEmbedding
-from polyformer.core.masks import Causal, Mask
+from polyformer.core import (
+    Attention,
+    Causal,
+    DecoderOnly,
+    FeedForward,
+    Head,
+    Layer,
+    RMSNorm,
+    SlidingWindow,
+    Stack,
+    TokenEmbedding,
+)
+from polyformer.core.masks import Mask
 from polyformer.families.base import ConfigReader, Family, GGUFContents, GGUFFormat, only_kind
+from polyformer.families.experts import gguf_expert_rules, read_gguf_experts
 from polyformer.families.parts import (
     ACTIVATION_NAMES,
+    GGUF_IGNORED,
     LLAMA_EMBEDDING,
     LLAMA_FINAL_NORM,
     LLAMA_HEAD,
@@ -20,13 +34,22 @@ from polyformer.families.parts import (
     llama_norm_rules,
     read_gguf_rotary,
     read_rotary,
+    refuse_partial_rotary,
     write_rotary,
 )
 from polyformer.families.weights import WeightTable
 
 
-def read(config: ConfigReader, *, mask: Mask = Causal(), attention: dict[str, Any] | None = None) -> DecoderOnly.Config:  # noqa: B008
-    """A ``config.json``; a family that differs only in mask or attention passes its own."""
+def read(
+    config: ConfigReader,
+    *,
+    activation: str | None = None,
+    mask: Mask = Causal(),  # noqa: B008 (frozen data)
+    attention: Mapping[str, Any] | None = None,
+) -> DecoderOnly.Config:
+    """A ``config.json``; a family that differs in activation, mask or options of attention passes its own."""
+    config.only("rope_interleaved", False)
+    refuse_partial_rotary(config)
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", hidden // heads)
@@ -46,7 +69,7 @@ def read(config: ConfigReader, *, mask: Mask = Causal(), attention: dict[str, An
         feedforward=FeedForward.Config(
             hidden,
             config.integer("intermediate_size"),
-            config.choose("hidden_act", ACTIVATION_NAMES, "silu"),
+            activation or config.choose("hidden_act", ACTIVATION_NAMES, "silu"),
             gated=True,
             bias=config.flag("mlp_bias", False),
         ),
@@ -98,26 +121,34 @@ def weight_table(config: DecoderOnly.Config) -> WeightTable:
     )
 
 
-def read_gguf(config: ConfigReader, file: GGUFContents) -> DecoderOnly.Config:
+def read_gguf(config: ConfigReader, file: GGUFContents, *, activation: str = "silu") -> DecoderOnly.Config:
+    """GGUF metadata of LLaMA and all who are built like it: biases, norms of queries and keys, windows and experts are
+    there if the file has them."""
+    config.only("attention.causal", True)
     hidden = config.integer("embedding_length")
     heads = config.integer("attention.head_count")
     head_dim = config.integer("attention.key_length", hidden // heads)
     config.only("attention.value_length", head_dim)
     names = set(file.names())
+    norm = RMSNorm.Config(hidden, config.number("attention.layer_norm_rms_epsilon"))
+    window = config.integer("attention.sliding_window", 0, least=0)
+    expert = FeedForward.Config(
+        hidden, config.integer("feed_forward_length"), activation, gated=True, bias="blk.0.ffn_up.bias" in names
+    )
     layer = Layer.Config(
         attention=Attention.Config(
             hidden,
             heads,
             config.integer("attention.head_count_kv", heads),
             head_dim,
+            mask=SlidingWindow(window) if window else Causal(),
             positions=read_gguf_rotary(config, file, config.integer("rope.dimension_count", head_dim)),
             bias="blk.0.attn_q.bias" in names,
             output_bias="blk.0.attn_output.bias" in names,
+            query_key_norm=RMSNorm.Config(head_dim, norm.eps) if "blk.0.attn_q_norm.weight" in names else None,
         ),
-        feedforward=FeedForward.Config(
-            hidden, config.integer("feed_forward_length"), "silu", gated=True, bias="blk.0.ffn_up.bias" in names
-        ),
-        norm=RMSNorm.Config(hidden, config.number("attention.layer_norm_rms_epsilon")),
+        feedforward=read_gguf_experts(config, expert, names),
+        norm=norm,
     )
     vocab_size = gguf_vocab_size(config, file)
     return DecoderOnly.Config(
@@ -132,8 +163,10 @@ def gguf_weight_table(config: DecoderOnly.Config) -> WeightTable:
     attention = config.stack.layers[0].attention
     # llama.cpp stores the rows of LLaMA's queries and keys as neighbours
     rules = gguf_rules(interleaved_rotary=(attention.num_heads, attention.num_key_value_heads))
-    return WeightTable(tuple(rules), ignored=(r"rope_freqs\.weight",))
+    return WeightTable((*rules, *gguf_expert_rules(config)), ignored=GGUF_IGNORED)
 
+
+gguf = GGUFFormat("llama", read_gguf, gguf_weight_table)  # of Mistral and Mixtral too
 
 family = Family(
     name="llama",
@@ -141,5 +174,5 @@ family = Family(
     read=read,
     write=write,
     weight_table=weight_table,
-    gguf=GGUFFormat("llama", read_gguf, gguf_weight_table),
+    gguf=gguf,
 )

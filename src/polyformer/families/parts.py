@@ -170,23 +170,58 @@ def _write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
     raise ConfigError(f"rotary scaling {scaling.kind} cannot be written to a config.json: save it as 'polyformer'")
 
 
+def refuse_partial_rotary(config: ConfigReader) -> None:
+    """For families whose heads are turned whole.
+
+    Raises:
+        ConfigError: the config asks for a part of them.
+    """
+    config.only("partial_rotary_factor", 1)
+    for key in ("rope_parameters", "rope_scaling"):
+        values = config(key, None, kind=dict) or {}
+        ConfigReader(values, f"{config.where}: {key}").only("partial_rotary_factor", 1)
+
+
 def read_gguf_rotary(
     config: ConfigReader, file: GGUFContents, rotary_dim: int, *, interleaved: bool = False
 ) -> Rotary.Config:
     """Rotary settings of a GGUF file: ``rope.*`` keys, and Llama 3's factors in a tensor of their own."""
     base = config.number("rope.freq_base", 10000.0)
-    kind = config("rope.scaling.type", "none")
+    # As in llama.cpp, a factor without a type is a linear one, under an older name too.
+    factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
+    original = config.integer("rope.scaling.original_context_length", config.integer("context_length"))
+    kind = config("rope.scaling.type", "linear" if factor != 1 else "none")
+    names = file.names()
     scaling: Scaling | None = None
-    if "rope_freqs.weight" in file.names():
-        scaling = _named_factors(tuple(file.load("rope_freqs.weight").double().tolist()), base, rotary_dim)
+    if "rope_freqs.weight" in names:
+        scaling = _named_factors(_numbers(file, "rope_freqs.weight"), base, rotary_dim)
+    elif "rope_factors_long.weight" in names:
+        scaling = LongRoPEScaling(
+            _numbers(file, "rope_factors_short.weight"),
+            _numbers(file, "rope_factors_long.weight"),
+            original,
+            config.number("rope.scaling.attn_factor", 1.0),
+        )
     elif kind == "linear":
-        scaling = LinearScaling(config.number("rope.scaling.factor"))
+        scaling = LinearScaling(factor) if factor != 1 else None
     elif kind == "yarn":
-        original = config.integer("rope.scaling.original_context_length")
-        scaling = YaRNScaling(config.number("rope.scaling.factor"), original)
-    elif kind not in ("none", "longrope"):  # LongRoPE's factors are tensors, which its family reads
-        raise ConfigError(f"{config.where}: rope.scaling.type={kind!r} is not supported; supported: none, linear, yarn")
+        config.only("rope.scaling.attn_factor", 1)
+        config.only("rope.scaling.yarn_ext_factor", 1)
+        fast, slow = (
+            config.number("rope.scaling.yarn_beta_fast", 32.0),
+            config.number("rope.scaling.yarn_beta_slow", 1.0),
+        )
+        scaling = YaRNScaling(factor, original, fast, slow)
+    elif kind != "none":
+        raise ConfigError(
+            f"{config.where}: rope.scaling.type={kind!r} is not supported; supported: none, linear, yarn, "
+            "and longrope with its tensors of factors"
+        )
     return Rotary.Config(rotary_dim, base, interleaved, scaling)
+
+
+def _numbers(file: GGUFContents, name: str) -> tuple[float, ...]:
+    return tuple(file.load(name).double().tolist())
 
 
 def _named_factors(factors: tuple[float, ...], base: float, rotary_dim: int) -> Scaling:
@@ -271,6 +306,11 @@ def gguf_rules(*, interleaved_rotary: tuple[int, int] | None = None, fused: Tran
         *renamed("stack", "", {"norm": "output_norm"}),
         *renamed("", "", {"head": "output"}),
         *renamed(layer, block, {"attention_norm": "attn_norm", "feedforward_norm": "ffn_norm"}),
+        *renamed(
+            layer,
+            block,
+            {"attention_output_norm": "post_attention_norm", "feedforward_output_norm": "post_ffw_norm"},
+        ),
         *renamed(f"{layer}.attention", block, {"output": "attn_output"}),
         *renamed(f"{layer}.attention", block, {"query_norm": "attn_q_norm", "key_norm": "attn_k_norm"}),
         *renamed(f"{layer}.feedforward", block, {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}),
@@ -294,6 +334,10 @@ def gguf_rules(*, interleaved_rotary: tuple[int, int] | None = None, fused: Tran
 
 def _undotted(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.removeprefix(".") for name in names)
+
+
+# Rotary factors are read with the config
+GGUF_IGNORED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")
 
 
 def gguf_vocab_size(config: ConfigReader, file: GGUFContents) -> int:
