@@ -122,9 +122,7 @@ def test_qwen2(tmp_path: Path, byte_level: dict, hard_texts: list[str], named_by
     }
     if named_by == "class":
         config["tokenizer_class"] = "Qwen2Tokenizer"
-    folder = write_bpe(
-        tmp_path / "a", byte_level, config__json={"model_type": "qwen2"}, tokenizer_config__json=config
-    )
+    folder = write_bpe(tmp_path / "a", byte_level, config__json={"model_type": "qwen2"}, tokenizer_config__json=config)
     ours = load_tokenizer(folder)
     special = ["<|im_start|>", "<tool>", "<|im_end|>", "<|endoftext|>"]
     agree(ours, Qwen2Tokenizer.from_pretrained(folder), hard_texts, special)
@@ -398,7 +396,10 @@ BERT_VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n"
             "lists an added token wrongly",
         ),
         ({"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"eos_token": 5}}, "eos_token is not a token"),
-        ({"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"chat_template": [1]}}, "chat_template is malformed"),
+        (
+            {"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"chat_template": [1]}},
+            "chat_template is malformed",
+        ),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
