@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,10 +88,8 @@ def talk_in_pipe(conversation: Conversation) -> None:
 
 
 def talk_in_terminal(conversation: Conversation, name: str) -> None:
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401  (input() then edits the line and remembers earlier ones)
-    except ImportError:
-        pass
     note(f"{name}. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     while True:
         try:
@@ -173,7 +172,6 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def note(text: str) -> None:
     """What is not the model's is said on standard error, dimmed on a terminal."""
-    dim, plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    styled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+    dim, plain = ("\033[2m", "\033[0m") if styled else ("", "")
     print(f"{dim}{text}{plain}", file=sys.stderr, flush=True)
-
-

@@ -49,7 +49,9 @@ def generate(
         Path | None, typer.Option("--prompts-file", help="One prompt a line: text, or .jsonl with the key prompt.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the model's chat template.")] = False,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system prompt.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system prompt.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each prompt, a line each.")] = False,
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print as it is written. Default: on a terminal.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from polyformer.cli.progress import download_bar
 
@@ -24,7 +24,7 @@ def load(source: str, *, dtype: str | None = None, device: str | None = None, re
         return polyformer.load(found.path, dtype=dtype, device=device)
 
 
-def _spinner(text: str) -> nullcontext[None] | object:
+def _spinner(text: str) -> AbstractContextManager[Any]:
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,24 +45,22 @@ def root(
     pass
 
 
+# The parser's own error for a wrong option or argument; typer exports only this subclass of it.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line on `arguments` (default: those of the process) and leave with its exit code."""
     try:
-        code = app(arguments, standalone_mode=False)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _complain("stopped")
-        code = 130
-    except typer.Abort:
+        code = app(arguments, prog_name="polyformer", standalone_mode=False) or 0  # typer gives 130 for Ctrl-C
+        if code == 130:
+            _complain("stopped")
+    except (KeyboardInterrupt, typer.Abort):
         _complain("stopped")
         code = 130
     except PolyformerError as error:
         _complain(f"error: {error}")
         code = 2
-    except BrokenPipeError:
-        # The reader (head, less) left. Python would complain again when it flushes at exit, so give it a place to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except OSError as error:
         _complain(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         code = 1
@@ -71,13 +69,17 @@ def main(arguments: list[str] | None = None) -> None:
         command = "polyformer" if context is None else context.command_path
         _complain(f"error: {error.format_message().rstrip('.')} ({command} --help explains)")
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-# The command line parser's own error for a wrong option or argument; typer exports only this subclass of it.
-_USAGE_ERROR = typer.BadParameter.__mro__[1]
+    _flush()
+    sys.exit(code)
 
 
 def _complain(line: str) -> None:
-    sys.stdout.flush()
     print(line, file=sys.stderr)
+
+
+def _flush() -> None:
+    """Write what is left. Where the reader (head, less) has gone, leave quietly instead of complaining at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

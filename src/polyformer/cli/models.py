@@ -67,5 +67,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         parameters = f"{row['parameters'] / 1e6:.0f}M" if "parameters" in row else ""
         licence = row.get("licence", "") + (" (to be accepted)" if row.get("must_accept") else "")
         cached = "yes" if row["path"] else "no"
-        table.add_row(row["name"], parameters, readable_size(row["bytes"]), cached, licence, *([row["description"]] if wide else []))
+        table.add_row(
+            row["name"],
+            parameters,
+            readable_size(row["bytes"]),
+            cached,
+            licence,
+            *([row["description"]] if wide else []),
+        )
     console.print(table)

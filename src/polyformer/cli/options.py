@@ -24,7 +24,9 @@ _SEARCH = "Search and guidance"
 # Loading
 DataType = Annotated[
     str | None,
-    typer.Option("--dtype", help="float32, bfloat16, float16 or float64. Default: the file's.", rich_help_panel=_LOADING),
+    typer.Option(
+        "--dtype", help="float32, bfloat16, float16 or float64. Default: the file's.", rich_help_panel=_LOADING
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -44,7 +46,9 @@ TopK = Annotated[
 ]
 TopP = Annotated[
     float | None,
-    typer.Option("--top-p", help="Sample among the fewest tokens that hold this probability.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--top-p", help="Sample among the fewest tokens that hold this probability.", rich_help_panel=_SAMPLING
+    ),
 ]
 MinP = Annotated[
     float | None,
@@ -65,7 +69,9 @@ RepetitionPenalty = Annotated[
 ]
 PresencePenalty = Annotated[
     float | None,
-    typer.Option("--presence-penalty", help="Subtracted once from tokens that were written.", rich_help_panel=_PENALTIES),
+    typer.Option(
+        "--presence-penalty", help="Subtracted once from tokens that were written.", rich_help_panel=_PENALTIES
+    ),
 ]
 FrequencyPenalty = Annotated[
     float | None,
@@ -73,7 +79,9 @@ FrequencyPenalty = Annotated[
 ]
 LogitBias = Annotated[
     list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=VALUE", help="Added to a token's logit; repeatable.", rich_help_panel=_PENALTIES),
+    typer.Option(
+        "--logit-bias", metavar="ID=VALUE", help="Added to a token's logit; repeatable.", rich_help_panel=_PENALTIES
+    ),
 ]
 BannedWord = Annotated[
     list[str] | None,
@@ -133,7 +141,9 @@ GuidanceScale = Annotated[
 ]
 NegativePrompt = Annotated[
     str | None,
-    typer.Option("--negative-prompt", metavar="TEXT", help="Guidance: what to lead away from.", rich_help_panel=_SEARCH),
+    typer.Option(
+        "--negative-prompt", metavar="TEXT", help="Guidance: what to lead away from.", rich_help_panel=_SEARCH
+    ),
 ]
 
 

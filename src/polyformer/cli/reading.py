@@ -62,7 +62,9 @@ def _prompt_of(line: str, where: str) -> str:
     value = parse_json(line, where)
     prompt = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(prompt, str):
-        raise InputError(f'{where}: expected a string or an object with the string "prompt", for example {{"prompt": "Hi"}}')
+        raise InputError(
+            f'{where}: expected a string or an object with the string "prompt", for example {{"prompt": "Hi"}}'
+        )
     return prompt
 
 

@@ -1,0 +1,610 @@
+"""The front door: `load` opens a model, `Model` is what a person calls."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import platform
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+
+from polyformer.core.transformer import DecoderOnly
+from polyformer.errors import CapabilityError, CheckpointError, ConfigError, GenerationError
+from polyformer.generation.generate import generate, stream, stream_events
+from polyformer.generation.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from polyformer.checkpoints.loading import Checkpoint
+    from polyformer.families.base import Family
+    from polyformer.tokenizers.text import TextTokenizer
+
+Ids: TypeAlias = "Sequence[int] | Tensor"
+Prompt: TypeAlias = "str | Ids"
+Message: TypeAlias = "Mapping[str, Any]"
+
+GENERATION_CONFIG = "generation_config.json"
+
+_DTYPES = {
+    "float64": torch.float64,
+    "double": torch.float64,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "f32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "fp16": torch.float16,
+    "f16": torch.float16,
+}
+
+# How generation_config.json names what we take from it when it says do_sample.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What a model's own ``generation_config.json`` says about generating with it.
+
+    Attributes:
+        eos_token_ids: tokens that end a text, besides the tokenizer's.
+        options: used where a call leaves an option out: ``repetition_penalty``; and, if the file says ``do_sample``,
+            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p`` (these for sampling calls only, not for
+            greedy, beam or contrastive search). Everything else in the file, lengths included, is left alone.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, *, fallback: Mapping[str, Any] | None = None) -> GenerationDefaults:
+        """The defaults of a file. Without it, the end tokens that the `fallback`, a ``config.json``, names.
+
+        Raises:
+            CheckpointError: the file is not a JSON object, or its token ids are not whole numbers.
+        """
+        if not path.is_file():
+            return cls(_end_tokens((fallback or {}).get("eos_token_id"), path.with_name("config.json")))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not readable JSON ({error}): fetch it again") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}: fetch it again")
+        names = ("repetition_penalty", *(_SAMPLING if values.get("do_sample") else ()))
+        options = {name: values[name] for name in names if values.get(name) is not None}
+        return cls(_end_tokens(values.get("eos_token_id"), path), options)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of a file that `read` and transformers understand; empty if there is nothing to say."""
+        values: dict[str, Any] = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}
+        if any(name in self.options for name in _SAMPLING):
+            values["do_sample"] = True
+        return {**values, **self.options}
+
+
+def _end_tokens(value: Any, path: Path) -> tuple[int, ...]:
+    tokens = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+        raise CheckpointError(f"{path}: eos_token_id is {value!r}, but it must be a token id or a list of them")
+    return tuple(tokens)
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Open a model.
+
+    Args:
+        source: a name of the catalogue (``polyformer models`` lists them; fetched on first use), a folder in the
+            Hugging Face layout, a ``.gguf`` file, or a hub id (``owner/name``). A folder without a tokenizer
+            gives a model that takes and gives token ids.
+        dtype: of the weights and the computation: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or the
+            torch dtype. None keeps the file's own; a file with quantized weights is computed in bfloat16 where the
+            device has instructions for it, else in float32.
+        device: where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` … None takes a GPU if there is one.
+        quantize: not offered yet: anything but None is refused.
+        revision: branch, tag or commit of a hub id; refused for other sources.
+
+    Raises:
+        CheckpointError: there is nothing under that name (the nearest names are given), or the files are damaged.
+        ConfigError: the architecture, a setting of it, the dtype or the device is not supported.
+        TokenizerError: the tokenizer's files are damaged.
+        DownloadError: the model could not be fetched.
+    """
+    from polyformer.checkpoints.catalogue import resolve
+    from polyformer.checkpoints.loading import open_checkpoint
+
+    if quantize is not None:
+        raise ConfigError(
+            f"quantize={quantize!r} is not offered yet: leave it out, or load a .gguf file that is quantized already"
+        )
+    place, asked = parse_device(device), parse_dtype(dtype)
+    path = resolve(os.fspath(source), revision=revision).path
+    with open_checkpoint(path) as checkpoint:
+        tokenizer = _tokenizer_of(checkpoint)
+        defaults = GenerationDefaults()
+        if not checkpoint.is_gguf:
+            folder = path if path.is_dir() else path.parent
+            defaults = GenerationDefaults.read(folder / GENERATION_CONFIG, fallback=checkpoint.values)
+        if asked is None and checkpoint.is_quantized:
+            asked = torch.bfloat16 if has_bfloat16(place) else torch.float32
+        network = checkpoint.load(dtype=asked, device=place)
+    assert isinstance(network, DecoderOnly)
+    return Model(network, checkpoint.family, tokenizer=tokenizer, generation_defaults=defaults)
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> TextTokenizer | None:
+    """The tokenizer that belongs to a checkpoint; None if it has none at all."""
+    from polyformer.tokenizers.gguf import tokenizer_from_gguf
+    from polyformer.tokenizers.loading import load_tokenizer
+
+    if checkpoint.is_gguf:
+        return tokenizer_from_gguf(checkpoint.values) if "tokenizer.ggml.model" in checkpoint.values else None
+    return load_tokenizer(checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
+
+
+class Model:
+    """A network with its tokenizer, and what can be done with them.
+
+    Attributes:
+        network: the ``torch.nn.Module``.
+        tokenizer: text to ids and back; None for a model that takes and gives ids.
+        config: the network's config tree.
+        family: how the network is written in files.
+        generation_defaults: what the model's own files say about generating with it.
+    """
+
+    def __init__(
+        self,
+        network: DecoderOnly,
+        family: Family,
+        *,
+        tokenizer: TextTokenizer | None = None,
+        generation_defaults: GenerationDefaults | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.family = family
+        self.tokenizer = tokenizer
+        self.generation_defaults = generation_defaults or GenerationDefaults()
+
+    def __repr__(self) -> str:
+        words = "text" if self.tokenizer is not None else "token ids"
+        dtype = str(self.dtype).removeprefix("torch.")
+        what = f"{self.family.name}, {self.num_parameters:,} parameters, {words}, {dtype} on {self.device}"
+        return f"<polyformer.Model {what}>"
+
+    @property
+    def config(self) -> Any:
+        return self.network.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Shared (tied) weights count once."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that a prompt and its continuation may have together; None if there is no limit."""
+        limit: int | None = self.config.max_positions
+        return limit
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of ``generation_config.json`` and those of the tokenizer."""
+        of_tokenizer = () if self.tokenizer is None else self.tokenizer.eos_token_ids
+        return tuple(dict.fromkeys((*self.generation_defaults.eos_token_ids, *of_tokenizer)))
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The names of the methods that this model can serve."""
+        can_chat = self.tokenizer is not None and bool(self.tokenizer.chat_templates)
+        return ("generate", "stream", "score", *(("chat", "conversation") if can_chat else ()))
+
+    # --- continuing a text ------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        settings: GenerationSettings | None = None,
+        *,
+        cache_kind: str = "dense",
+        **options: Any,
+    ) -> Any:
+        """Continue a prompt, or many of any length together.
+
+        Args:
+            prompts: one text or the ids of one, or a list of them; tensors and arrays serve
+                as lists of ids.
+            settings: options made beforehand; then ``generation_defaults`` are not used, and `options` change single
+                values of it.
+            cache_kind: of keys and values: "dense", or "int8" for a quarter to half of the memory.
+            options: the fields of `GenerationSettings`: ``max_new_tokens``, ``temperature`` (0 is greedy), ``top_k``,
+                ``top_p``, ``stop``, ``seed``, ``n``, ``num_beams``, ``logprobs`` … ``negative_prompt`` may be a text;
+                ``bad_words``, a list of texts, may stand for ``bad_words_ids``.
+
+        Returns:
+            A `Generation` for one prompt, a list of them for a list of prompts; where ``n`` is above 1, each of them is
+            a list of ``n``. ``.text`` is the new text, without the prompt.
+
+        Raises:
+            GenerationError: an unknown or impossible option, or a prompt that the model cannot take.
+            CapabilityError: a text for a model without a tokenizer.
+        """
+        given: Any = _as_lists(prompts)
+        together = _is_many(given)
+        chosen = self._settings(settings, options)
+        many: Sequence[Any] = given if together else [given]
+        ids = [self._ids(prompt) for prompt in many]
+        results = generate(
+            self.network, ids, chosen, tokenizer=self.tokenizer, eos_token_ids=self.eos_token_ids, cache_kind=cache_kind
+        )
+        answers = [result if chosen.n > 1 else result[0] for result in results]
+        return answers if together else answers[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        cache_kind: str = "dense",
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Continue one prompt piece by piece.
+
+        Takes what `generate` takes, but for beam search and ``n``. The pieces, joined, are the text that `generate`
+        gives for the same ``seed``.
+
+        Yields:
+            Pieces of text as soon as they are certain; token ids from a model without a tokenizer.
+
+        Raises:
+            GenerationError, CapabilityError: as `generate`, before the first piece.
+        """
+        ids, chosen, ends = self._ids(prompt), self._settings(settings, options), self.eos_token_ids
+        if self.tokenizer is None:
+            events = stream_events(self.network, ids, chosen, eos_token_ids=ends, cache_kind=cache_kind)
+            return (event.token_id for event in events)
+        return stream(self.network, ids, chosen, tokenizer=self.tokenizer, eos_token_ids=ends, cache_kind=cache_kind)
+
+    def score(self, text: Prompt, *, prompt: Prompt | None = None) -> Score:
+        """How likely the model finds a text.
+
+        Args:
+            text: what is scored. Without a `prompt` its first token is not, for nothing stands before it.
+            prompt: what stands before it and is not scored.
+
+        Raises:
+            GenerationError: nothing is left to score, or it is longer than the context.
+        """
+        before = [] if prompt is None else self._ids(prompt)
+        scored = self._ids(text) if prompt is None else self._ids(text, add_special_tokens=False)
+        ids = [*before, *scored]
+        first = max(len(before), 1)
+        if len(ids) <= first:
+            raise GenerationError(
+                f"nothing to score: there are {len(ids)} tokens, and the first one has nothing before it"
+            )
+        if self.context_length is not None and len(ids) > self.context_length:
+            raise GenerationError(
+                f"{len(ids)} tokens are more than the model's context of {self.context_length}; shorten it"
+            )
+        with torch.inference_mode():
+            row = torch.tensor([ids], device=self.device)
+            logits = self.network(row, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
+            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            logprobs = logits.to(dtype).log_softmax(-1).gather(1, row[0, first:, None])[:, 0]
+        return Score(token_ids=ids[first:], logprobs=logprobs.tolist())
+
+    # --- conversations ----------------------------------------------------------------------------------------------
+
+    def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """The prompt that a conversation becomes, up to the opening of the model's answer.
+
+        Raises:
+            CapabilityError: the model has no tokenizer, or no chat template.
+            TokenizerError: the template refuses the messages.
+        """
+        if "chat" not in self.capabilities:
+            why = "it has no tokenizer" if self.tokenizer is None else "it has no chat template, so it is a base model"
+            self._cannot("chat", f": {why}")
+        assert self.tokenizer is not None
+        return self.tokenizer.encode_chat(messages, **variables)
+
+    def chat(self, messages: Sequence[Message], settings: GenerationSettings | None = None, **options: Any) -> Any:
+        """Answer a conversation: ``[{"role": "user", "content": "Hi!"}]``.
+
+        Returns, raises: as `generate` for one prompt; CapabilityError if the model has no chat template.
+        """
+        return self.generate(self.encode_chat(messages), settings, **options)
+
+    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+        """A conversation that remembers what was said.
+
+        Raises:
+            GenerationError: an unknown or impossible option.
+            CapabilityError: the model has no chat template.
+        """
+        return Conversation(self, system=system, **options)
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the layout that transformers loads: ``config.json``, safetensors, and the tokenizer if there is one.
+
+        Raises:
+            ConfigError: the network has parts that its family cannot express.
+            CheckpointError, TokenizerError: the folder cannot be written.
+        """
+        from polyformer.checkpoints.saving import save_network
+
+        defaults = replace(self.generation_defaults, eos_token_ids=self.eos_token_ids)
+        save_network(
+            self.network,
+            self.family,
+            Path(folder),
+            tokenizer=self.tokenizer,
+            generation_config=defaults.to_json() or None,
+        )
+
+    # --- what other kinds of models do ------------------------------------------------------------------------------
+
+    def embed(self, *inputs: Any, **options: Any) -> NoReturn:
+        """Refused: this model has no sentence embeddings."""
+        self._cannot("embed")
+
+    def fill_mask(self, *inputs: Any, **options: Any) -> NoReturn:
+        """Refused: this model was not trained to fill masks."""
+        self._cannot("fill_mask")
+
+    def classify(self, *inputs: Any, **options: Any) -> NoReturn:
+        """Refused: this model has no classes."""
+        self._cannot("classify")
+
+    def tag(self, *inputs: Any, **options: Any) -> NoReturn:
+        """Refused: this model has no tags."""
+        self._cannot("tag")
+
+    def transcribe(self, *inputs: Any, **options: Any) -> NoReturn:
+        """Refused: this model takes no sound."""
+        self._cannot("transcribe")
+
+    def _cannot(self, what: str, why: str = "") -> NoReturn:
+        raise CapabilityError(
+            f"this {self.family.name} model cannot {what}{why}; it can {', '.join(self.capabilities)}"
+        )
+
+    # --- from what a person says to what generation takes -----------------------------------------------------------
+
+    def _ids(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise CapabilityError(f"this {self.family.name} model has no tokenizer: give token ids, not a text")
+            return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        prompt = _as_lists(prompt)
+        if not isinstance(prompt, Sequence) or not all(_is_token(item) for item in prompt):
+            raise GenerationError(f"a prompt must be a text or a list of token ids, not {prompt!r:.80}")
+        return [int(token) for token in prompt]
+
+    def _settings(self, settings: GenerationSettings | None, options: Mapping[str, Any]) -> GenerationSettings:
+        values = dict(options)
+        if "bad_words" in values:
+            if "bad_words_ids" in values:
+                raise GenerationError("give bad_words or bad_words_ids, not both")
+            values["bad_words_ids"] = self._spellings(values.pop("bad_words"))
+        if isinstance(values.get("negative_prompt"), str):
+            values["negative_prompt"] = self._ids(values["negative_prompt"])
+        if settings is not None:
+            return settings.replace(**values)
+        asked = GenerationSettings.from_options(values)
+        return asked.replace(**{name: value for name, value in self._defaults_for(asked).items() if name not in values})
+
+    def _defaults_for(self, asked: GenerationSettings) -> Mapping[str, Any]:
+        if asked.mode == "sampling":
+            return self.generation_defaults.options
+        return {name: value for name, value in self.generation_defaults.options.items() if name not in _SAMPLING}
+
+    def _spellings(self, words: Any) -> list[list[int]]:
+        """The ids of each word, as it stands at the beginning of a text and after a space."""
+        if isinstance(words, str) or not all(isinstance(word, str) and word for word in words):
+            raise GenerationError(f"bad_words must be a list of texts, not {words!r}")
+        spellings = [self._ids(space + word, add_special_tokens=False) for word in words for space in ("", " ")]
+        return [list(ids) for ids in dict.fromkeys(map(tuple, spellings))]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is.
+
+    Attributes:
+        token_ids: the scored tokens.
+        logprobs: the natural log-probability of each, given all before it.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole text."""
+        return sum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(- mean log-probability of a token)."""
+        return float(torch.tensor(-self.logprob / len(self.logprobs), dtype=torch.float64).exp())
+
+
+class Conversation:
+    """A conversation that remembers what was said, as far as the model's context reaches.
+
+    Args:
+        model: answers.
+        system: the system prompt.
+        options: of every answer; see `Model.generate`.
+
+    Attributes:
+        messages: all that was said, the system prompt first; nothing is ever taken out of it.
+        dropped: how many of the oldest messages the last answer was given without, because all of them together did
+            not fit into the context.
+    """
+
+    def __init__(self, model: Model, *, system: str | None = None, **options: Any) -> None:
+        self.model = model
+        self.settings = model._settings(None, options)
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+        self.dropped = 0
+        self.reset(system=system)
+        model.encode_chat([*self.messages, {"role": "user", "content": "?"}])  # refuses now what it would refuse later
+
+    def reset(self, *, system: str | None = None) -> None:
+        """Forget what was said; a `system` prompt replaces the present one."""
+        self.system = system if system is not None else self.system
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.dropped = 0
+
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """Say something and stream the answer.
+
+        An answer that is broken off (the generator is closed, or an exception passes through it) is remembered as far
+        as it went.
+
+        Raises:
+            GenerationError: the message alone does not fit into the context; it is not remembered.
+        """
+        message = {"role": "user", "content": text}
+        ids, dropped = self._prompt(message)
+        answer = self.model.stream(ids, self.settings)
+        self.messages.append(message)
+        self.dropped = dropped
+        pieces: list[str] = []
+        try:
+            for piece in answer:
+                pieces.append(piece)
+                yield piece
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the messages as a JSON list.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        _write_json(Path(path), self.messages)
+
+    def _prompt(self, message: Message) -> tuple[list[int], int]:
+        """The ids of the conversation with `message`, and how many old messages had to be left out of them.
+
+        A quarter of the context, or ``max_new_tokens`` if that is less, is kept for the answer. Old messages go in
+        pairs, question and answer, for many templates insist on the alternation.
+        """
+        context = self.model.context_length
+        head = [one for one in self.messages if one["role"] == "system"]
+        turns = [one for one in self.messages if one["role"] != "system"]
+        dropped = 0
+        while True:
+            ids = self.model.encode_chat([*head, *turns[dropped:], message])
+            if context is None or len(ids) + min(self.settings.max_new_tokens, context // 4) <= context:
+                return ids, dropped
+            if dropped >= len(turns):
+                if len(ids) < context:
+                    return ids, dropped
+                raise GenerationError(
+                    f"the message and the system prompt take {len(ids)} tokens, but the model's context is {context}; "
+                    "shorten them"
+                )
+            dropped += 2
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """
+    Raises:
+        ConfigError: it is not the name of a floating-point dtype that networks run in; the nearest is named.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.").lower()
+    if name not in _DTYPES:
+        near = difflib.get_close_matches(name, _DTYPES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"dtype {name!r} is not known: choose float32, bfloat16, float16 or float64{hint}")
+    return _DTYPES[name]
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.cuda.device_count()
+        here = "cpu" + "".join(f", cuda:{number}" for number in range(count))
+        reason = str(error).split("\n")[0][:100]
+        raise ConfigError(f"device {str(device)!r} cannot be used: {reason}; this machine has {here}") from None
+    return place
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16 numbers."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _as_lists(value: Any) -> Any:
+    """Tensors and arrays as lists; everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_many(prompts: Any) -> bool:
+    """Whether it is a list of prompts (an empty list holds none), and not one text or the ids of one."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return False
+    return not any(_is_token(item) for item in prompts) and all(
+        isinstance(item, (str, Sequence)) or hasattr(item, "tolist") for item in prompts
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
