@@ -256,6 +256,10 @@ class GGUFFile:
         """The GGUF type of a tensor, such as ``"Q4_1"``."""
         return self._entry(name).block_format.name
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether a tensor is stored in blocks of few bits."""
+        return self._entry(name).block_format.dtype is None
+
     def nbytes(self, name: str) -> int:
         return self._entry(name).nbytes
 

@@ -1,0 +1,272 @@
+"""From files to a network: built on the meta device, filled tensor by tensor, never held twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from polyformer.checkpoints.gguf import GGUFFile
+from polyformer.checkpoints.sources import TensorSource, open_tensors
+from polyformer.errors import CheckpointError, ConfigError
+from polyformer.families import find_family, find_gguf_family
+from polyformer.families.base import Family
+from polyformer.families.weights import Chain, Plan, Reshape, Split, Transform, Unstack, WeightTable
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers were read, and none of its weights.
+
+    Attributes:
+        path: the folder or the file.
+        family: the public architecture.
+        config: the network's config tree.
+        table: the weight names of this kind of file.
+        source: the tensors.
+        values: the decoded ``config.json``; for a GGUF file its metadata.
+        is_gguf: whether it is a GGUF file.
+    """
+
+    path: Path
+    family: Family
+    config: Any
+    table: WeightTable
+    source: TensorSource
+    values: dict[str, Any]
+    is_gguf: bool
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some weights are stored in blocks of few bits, and have no floating dtype of their own."""
+        source = self.source
+        return isinstance(source, GGUFFile) and any(source.is_quantized(name) for name in source.names())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the file asks for: that of its config, else that of most of its weights."""
+        stated = self.values.get("dtype") or self.values.get("torch_dtype")
+        if not self.is_gguf and isinstance(stated, str):
+            dtype = getattr(torch, stated.removeprefix("torch."), None)
+            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+                raise ConfigError(f"{self.path}: {CONFIG_FILE} states the dtype {stated!r}, which is none: give one")
+            return dtype
+        return stored_dtype(self.source)
+
+    def load(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> nn.Module:
+        """The network; see `load_network`. With no dtype, the one the file asks for."""
+        return load_network(self.config, self.table, self.source, dtype=dtype or self.dtype, device=device)
+
+    def close(self) -> None:
+        """Lets go of the files; networks that were loaded stay valid."""
+        self.source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads the headers of a checkpoint: a folder in the Hugging Face layout, or a GGUF file.
+
+    A folder without ``config.json`` that holds one GGUF file stands for it; a ``.safetensors`` file needs its
+    ``config.json`` beside it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of an unknown kind.
+        ConfigError: the architecture or a setting of it is not supported (it is named).
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" or (path.is_dir() and not (path / CONFIG_FILE).is_file() and _gguf_in(path)):
+        return _open_gguf(path if path.suffix == ".gguf" else _gguf_in(path)[0])
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a folder of weights or a .gguf file")
+    values = read_config_file((path if path.is_dir() else path.parent) / CONFIG_FILE)
+    family = find_family(_model_type(values, path))
+    if values.get("quantization_config"):
+        method = values["quantization_config"]
+        method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"{path}: the weights are quantized with {method!r}, which is not read here: use the unquantized "
+            "checkpoint or a GGUF file"
+        )
+    config = family.read_config(values, str(path / CONFIG_FILE) if path.is_dir() else CONFIG_FILE)
+    return Checkpoint(path, family, config, family.weight_table(config), open_tensors(path), values, False)
+
+
+def load_network(
+    config: Any,
+    table: WeightTable,
+    source: TensorSource,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """Builds a network and fills it from a source.
+
+    The network is built on the meta device, where it takes no memory; each tensor is read straight into its dtype and
+    becomes the parameter. On the CPU, tensors that need no change stay in the memory-mapped file.
+
+    Args:
+        config: a network config.
+        table: the names of the source.
+        source: open tensors; it may be closed afterwards.
+        dtype: of all parameters. None takes what most weights of the source have (float32 for quantized ones).
+        device: where to; the CPU if None.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected, misshaped, or no floating number; or something was left empty.
+    """
+    dtype = dtype or stored_dtype(source)
+    target = torch.device(device or "cpu")
+    network = build_on_meta(config)
+    plan = plan_for(network, table, source)
+    plan.raise_if_broken(str(source.path))
+    places = _parameter_places(network)
+    on_cpu = target.type == "cpu"
+    for step in plan.steps:
+        only_moves = _only_cuts(step.transform)
+        theirs = [
+            source.load(
+                name,
+                # Arithmetic and copies happen in the finer of the two dtypes, and are rounded once.
+                dtype if only_moves else torch.promote_types(source.dtype(name), dtype),
+                keep_mapped=only_moves and on_cpu,
+            )
+            for name in step.theirs
+        ]
+        for name, tensor in zip(step.ours, step.to_ours(theirs), strict=True):
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{source.path}: {', '.join(step.theirs)} holds {tensor.dtype} and not floating numbers: this kind "
+                    "of quantized checkpoint is not read"
+                )
+            _set_parameter(places[name], tensor.to(target, dtype).contiguous())
+    _refuse_empty(network, source)
+    return network.eval()
+
+
+def build_on_meta(config: Any) -> nn.Module:
+    """The network of a config with shapes and no memory."""
+    with torch.device("meta"), _NoRandomNumbers():
+        network: nn.Module = config.build()
+    return network
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves out the drawing of first weights.
+
+    On the meta device it would do nothing, but for a random number there PyTorch imports 800 modules of its compiler:
+    a second, and 70 MB, that a fresh process would spend before its first token.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def plan_for(network: nn.Module, table: WeightTable, source: TensorSource) -> Plan:
+    """What filling the network from the source would do, by names and shapes alone."""
+    ours = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    return table.plan(ours, {name: source.shape(name) for name in source.names()})
+
+
+def stored_dtype(source: TensorSource) -> torch.dtype:
+    """The floating dtype that most weights of a source have; quantized ones count as float32.
+
+    Raises:
+        CheckpointError: there is no floating tensor.
+    """
+    weights: dict[torch.dtype, int] = {}
+    for name in source.names():
+        dtype = source.dtype(name)
+        if dtype.is_floating_point:
+            weights[dtype] = weights.get(dtype, 0) + torch.Size(source.shape(name)).numel()
+    if not weights:
+        raise CheckpointError(f"{source.path} holds no floating tensor: these are not the weights of a network")
+    return max(weights, key=lambda dtype: weights[dtype])
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: it says what the network is; fetch it with the weights") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}): fetch it again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}: fetch it again")
+    return values
+
+
+def _model_type(values: dict[str, Any], path: Path) -> str:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise ConfigError(f"{path}: {CONFIG_FILE} has no model_type, so its architecture is not known: add it")
+    return model_type
+
+
+def _gguf_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.gguf"))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GGUFFile(path)
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise CheckpointError(f"{path}: the metadata has no general.architecture, so what it is is not known")
+    family = find_gguf_family(architecture)
+    assert family.gguf is not None
+    config = family.gguf.read_config(file)
+    return Checkpoint(path, family, config, family.gguf.weight_table(config), file, file.metadata, True)
+
+
+def _only_cuts(transform: Transform) -> bool:
+    """Whether the transform gives contiguous views of what it gets: nothing is computed and nothing copied."""
+    if isinstance(transform, Chain):
+        return all(_only_cuts(part) for part in transform.parts)
+    return type(transform) is Transform or isinstance(transform, (Split, Unstack, Reshape))
+
+
+_Places = list[tuple[nn.Module, str]]
+
+
+def _parameter_places(network: nn.Module) -> dict[str, _Places]:
+    """Every parameter by its first name, with all modules and attributes that share it (tied weights)."""
+    first_names: dict[int, str] = {}
+    places: dict[str, _Places] = {}
+    for path, module in network.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = first_names.setdefault(id(parameter), f"{path}.{attribute}" if path else attribute)
+            places.setdefault(name, []).append((module, attribute))
+    return places
+
+
+def _set_parameter(places: _Places, tensor: Tensor) -> None:
+    parameter = nn.Parameter(tensor, requires_grad=places[0][0].get_parameter(places[0][1]).requires_grad)
+    for module, attribute in places:
+        setattr(module, attribute, parameter)
+
+
+def _refuse_empty(network: nn.Module, source: TensorSource) -> None:
+    empty = [name for name, tensor in network.named_parameters() if tensor.is_meta]
+    empty += [name for name, tensor in network.named_buffers() if tensor.is_meta]
+    if empty:
+        raise CheckpointError(f"{source.path}: nothing fills {', '.join(empty[:5])} ({len(empty)} tensors)")
