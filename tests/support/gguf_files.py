@@ -6,6 +6,7 @@ conventions (permuted rotary rows, shifted norms, stacked experts) are written o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,24 @@ def llama_cpp_names(architecture: str, tensors: Mapping[str, Tensor], layers: in
             raise KeyError(f"llama.cpp has no name for {name}")
         result[mapped] = tensor
     return result
+
+
+def usual_metadata(config: Any) -> dict[str, Any]:
+    """What the converter writes for any decoder, out of a Hugging Face config."""
+    metadata = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    if "rope_theta" in config.rope_parameters:
+        metadata["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
+    if getattr(config, "head_dim", None) is not None:
+        metadata |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+    return metadata
 
 
 def permuted(weight: Tensor, heads: int) -> Tensor:
@@ -109,16 +128,20 @@ def prove_gguf(path: Path, hf_model: torch.nn.Module, *, tolerance: float = 1e-5
     Returns:
         Our network.
     """
-    network = load_gguf(path)
-    ids = hard_ids(network.config.vocab_size, length)
-    with torch.no_grad():
-        close(network(ids).logits, hf_model.float()(ids, use_cache=False).logits, tolerance, "logits of the GGUF file")
-    return network
+    return _same_logits(path, copy.deepcopy(hf_model).float(), tolerance, length)
 
 
 def prove_gguf_against_transformers(path: Path, hf_class: Any, *, tolerance: float = 1e-5, length: int = 29) -> None:
     """transformers reads the same file to the same logits: an independent reader."""
     reference = hf_class.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    prove_gguf(path, reference, tolerance=tolerance, length=length)
+    )
+    _same_logits(path, reference.eval(), tolerance, length)
+
+
+def _same_logits(path: Path, reference: torch.nn.Module, tolerance: float, length: int) -> torch.nn.Module:
+    network = load_gguf(path)
+    ids = hard_ids(network.config.vocab_size, length)
+    with torch.no_grad():
+        close(network(ids).logits, reference(ids, use_cache=False).logits, tolerance, "logits of the GGUF file")
+    return network

@@ -31,8 +31,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def saved(hf_class: type, hf_config: Any, folder: Path, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    """A random Hugging Face model in evaluation mode, with plain attention, also saved to ``folder``."""
+    """A random Hugging Face model in evaluation mode, with plain attention and experts, also saved to ``folder``."""
     hf_config._attn_implementation = "eager"
+    hf_config._experts_implementation = "eager"
     model = randomise(hf_class(hf_config).to(dtype)).eval()
     model.save_pretrained(folder)
     return model
@@ -203,7 +204,11 @@ def prove_loads_in_transformers(
     (folder / "config.json").write_text(json.dumps(family.write_config(network.config)))
     save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
     model, report = hf_class.from_pretrained(
-        folder, dtype=network.dtype, attn_implementation="eager", output_loading_info=True
+        folder,
+        dtype=network.dtype,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
     )
     problems = {kind: found for kind, found in report.items() if found}
     assert not problems, f"transformers did not load the folder cleanly: {problems}"

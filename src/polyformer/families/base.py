@@ -72,6 +72,7 @@ class ConfigReader:
 
     def assume(self, **defaults: Any) -> ConfigReader:
         """What this architecture takes a key for that is not there at all; an explicit ``null`` stays ``null``."""
+        self._read.update(defaults.keys() - self.values.keys())  # the config did not say them: nothing to warn of
         self.values = {**defaults, **self.values}
         return self
 

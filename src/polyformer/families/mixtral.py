@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from polyformer.core import DecoderOnly, MixtureOfExperts
+from polyformer.core import DecoderOnly, FeedForward, MixtureOfExperts
 from polyformer.families import llama, mistral
 from polyformer.families.base import ConfigReader, Family, only_kind
 from polyformer.families.parts import (
@@ -27,12 +27,10 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
         config(key, None)  # they choose what a training loop of transformers adds to its loss
     experts, top_k = config.integer("num_local_experts"), config.integer("num_experts_per_tok")
     plain = mistral.read(config)
+    expert = only_kind(plain.stack.layers[0].feedforward, FeedForward.Config, "the feed-forward part")
     return with_layers(
         plain,
-        [
-            replace(layer, feedforward=MixtureOfExperts.Config(layer.feedforward, experts, top_k))
-            for layer in plain.stack.layers
-        ],
+        [replace(layer, feedforward=MixtureOfExperts.Config(expert, experts, top_k)) for layer in plain.stack.layers],
     )
 
 
