@@ -46,6 +46,12 @@ def test_equals_the_paper(network64: DecoderOnly, prompts: Prompts, alpha: float
         assert [g.token_ids for (g,) in greedy] != expected
 
 
+def test_long_text_outgrows_the_buffer(network64: DecoderOnly, prompts: Prompts) -> None:
+    settings = GenerationSettings(penalty_alpha=0.5, top_k=3, max_new_tokens=80)
+    (generation,) = generate(network64, prompts[1:2], settings)[0]
+    assert generation.token_ids == paper(network64, prompts[1], 0.5, 3, 80, ())
+
+
 def test_alone_in_a_mixture(network: DecoderOnly, prompts: Prompts) -> None:
     """Different alphas and processors share a batch; every request gets what it gets alone."""
     each = [
