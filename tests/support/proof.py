@@ -185,7 +185,7 @@ def prove_float32(hf_class: type, hf_config: Any, folder: Path, tolerance: float
 
 
 def prove_loads_in_transformers(
-    network: Any, family: Any, folder: Path, hf_class: Any, *, tolerance: float = 1e-5
+    network: Any, family: Any, folder: Path, hf_class: Any, *, tolerance: float = 1e-5, attention: str = "eager"
 ) -> None:
     """Written as a folder, the network loads in transformers: no key missing or unexpected, the same logits, and what
     transformers writes again is bit-equal to what we wrote.
@@ -194,6 +194,7 @@ def prove_loads_in_transformers(
         folder: where to write; it may exist.
         hf_class: the class that reads it, such as ``LlamaForCausalLM``.
         tolerance: of the logits, as in `prove`.
+        attention: its implementation there.
     """
     ours = dict(network.named_parameters())
     written: dict[str, Tensor] = {}
