@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import polyformer
+from polyformer.generation.prompts import few_shot_messages, few_shot_prompt
 from polyformer.model import Model
 
 GREEDY = ("--temperature", "0", "-m", "8", "--device", "cpu")
@@ -131,6 +132,20 @@ def test_chat_puts_prompts_through_the_template(run: Callable, tiny_llama: Path,
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
     expected = model.chat(messages, temperature=0, max_new_tokens=8).text
     assert run("generate", tiny_llama, "--chat", "--system", "s", "hi", *GREEDY).out == expected + "\n"
+
+
+def test_examples_come_before_the_prompt(run: Callable, tiny_llama: Path, tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "examples.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n\n{"input": "c", "output": "d"}\n')
+    shots = [("a", "b"), ("c", "d")]
+    plain = model.generate(few_shot_prompt(None, shots, "e"), temperature=0, max_new_tokens=8).text
+    assert run("generate", tiny_llama, "e", "--examples", path, *GREEDY).out == plain + "\n"
+    talk = model.chat(few_shot_messages("s", shots, "e"), temperature=0, max_new_tokens=8).text
+    result = run("generate", tiny_llama, "e", "--examples", path, "--chat", "--system", "s", *GREEDY)
+    assert result.out == talk + "\n"
+    path.write_text('{"input": "a"}')
+    result = run("generate", tiny_llama, "e", "--examples", path, *GREEDY)
+    assert result.code == 2 and "line 1: expected an object with the strings input and output" in result.err
 
 
 def test_without_a_tokenizer_texts_are_refused(run: Callable, tiny_without_tokenizer: Path) -> None:

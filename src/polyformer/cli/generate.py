@@ -6,13 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polyformer.cli import options as opt
 from polyformer.cli.loading import load
-from polyformer.cli.reading import InputError, read_prompts, read_text
+from polyformer.cli.reading import InputError, read_examples, read_prompts, read_text
+from polyformer.generation.prompts import few_shot_messages, few_shot_prompt
 
 if TYPE_CHECKING:
     from polyformer.generation.generate import Generation
@@ -29,6 +30,7 @@ polyformer generate smollm2-135m-instruct "The capital of France is" -m 16 --tem
 polyformer generate smollm2-135m-instruct --chat "Write a poem about the sea."
 polyformer generate model.gguf "Once upon a time" "It was raining" --seed 7 --json
 polyformer generate ./my-model --prompts-file questions.jsonl --json > answers.jsonl
+polyformer generate model.gguf "7+8" --examples sums.jsonl --stop $'\\n\\n'
 cat story.txt | polyformer generate smollm2-135m-instruct - --top-p 0.9 --stop "THE END"
 """
 
@@ -51,6 +53,10 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the model's chat template.")] = False,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system prompt.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option("--examples", help="Few-shot: .jsonl of input and output pairs, shown before each prompt."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each prompt, a line each.")] = False,
     stream: Annotated[
@@ -87,6 +93,7 @@ def generate(
     revision: opt.Revision = None,
 ) -> None:
     texts = gather_prompts(prompts or [], prompt_file, prompts_file)
+    shots = read_examples(examples) if examples is not None else []
     settings = opt.given(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -124,7 +131,7 @@ def generate(
         raise InputError("--stream writes a single text: leave out --json, --num-beams, -n and all prompts but one")
 
     loaded = load(model, dtype=dtype, device=device, revision=revision)
-    inputs: list[Any] = [chat_prompt(loaded, text, system) for text in texts] if chat else list(texts)
+    inputs = [chat_prompt(loaded, text, system, shots) if chat else plain_prompt(text, shots) for text in texts]
     if one_text and (sys.stdout.isatty() if stream is None else stream):
         for piece in loaded.stream(inputs[0], **settings):
             print(piece, end="", flush=True)
@@ -154,9 +161,12 @@ def gather_prompts(prompts: list[str], prompt_file: Path | None, prompts_file: P
     return [read_text(Path("-")) if prompt == "-" else prompt for prompt in prompts]
 
 
-def chat_prompt(model: Model, text: str, system: str | None) -> list[int]:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return model.encode_chat([*messages, {"role": "user", "content": text}])
+def plain_prompt(text: str, shots: list[tuple[str, str]]) -> str:
+    return few_shot_prompt(None, shots, text) if shots else text
+
+
+def chat_prompt(model: Model, text: str, system: str | None, shots: list[tuple[str, str]]) -> list[int]:
+    return model.encode_chat(few_shot_messages(system, shots, text))
 
 
 def parse_logit_bias(pairs: list[str] | None) -> dict[int, float] | None:

@@ -58,6 +58,25 @@ def read_prompts(path: Path) -> list[str]:
     return [_prompt_of(line, f"{path} line {number}") for number, line in lines]
 
 
+def read_examples(path: Path) -> list[tuple[str, str]]:
+    """Worked examples: one JSON object a line with the texts "input" and "output".
+
+    Raises:
+        InputError: as `read_text`, or a line is something else; it is named by its number.
+    """
+    examples = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        value = parse_json(line, f"{path} line {number}")
+        shown, answer = (value.get("input"), value.get("output")) if isinstance(value, dict) else (None, None)
+        if not isinstance(shown, str) or not isinstance(answer, str):
+            example = '{"input": "2+2", "output": "4"}'
+            raise InputError(f"{path} line {number}: expected an object with the strings input and output: {example}")
+        examples.append((shown, answer))
+    return examples
+
+
 def _prompt_of(line: str, where: str) -> str:
     value = parse_json(line, where)
     prompt = value.get("prompt") if isinstance(value, dict) else value
@@ -66,14 +85,6 @@ def _prompt_of(line: str, where: str) -> str:
             f'{where}: expected a string or an object with the string "prompt", for example {{"prompt": "Hi"}}'
         )
     return prompt
-
-
-def read_json(path: Path) -> Any:
-    """
-    Raises:
-        InputError: as `read_text`, or it is not JSON.
-    """
-    return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
