@@ -102,6 +102,25 @@ def write_gguf(
     return path
 
 
+def round_matrices(
+    model: torch.nn.Module, kind: gguf.GGMLQuantizationType, transposed: tuple[str, ...] = ()
+) -> torch.nn.Module:
+    """The model in float32 with every matrix as a file of ``kind`` gives it back, by the ``gguf`` package.
+
+    Args:
+        transposed: ends of the names of matrices that the file holds the other way round.
+    """
+    model = model.float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            turned = name.endswith(transposed) if transposed else False
+            rows = (parameter.T if turned else parameter).contiguous().numpy()
+            if rows.ndim == 2 and rows.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+                back = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind))
+                parameter.copy_(back.T if turned else back)
+    return model
+
+
 def load_gguf(path: Path) -> torch.nn.Module:
     """The network of a GGUF file, built and filled as the family's GGUF format says, in float32."""
     with GGUFFile(path) as file:

@@ -207,7 +207,7 @@ def prove_loads_in_transformers(
     model, report = hf_class.from_pretrained(
         folder,
         dtype=network.dtype,
-        attn_implementation="eager",
+        attn_implementation=attention,
         experts_implementation="eager",
         output_loading_info=True,
     )
