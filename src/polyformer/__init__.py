@@ -10,8 +10,8 @@ Importing this package is cheap: the names below are fetched, and PyTorch with t
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # true for type checkers, which know the name; `typing` itself takes a while to import
 if TYPE_CHECKING:
     from polyformer.model import Model, load
 
@@ -22,7 +22,7 @@ __all__ = ["Model", "__version__", "load"]
 _LAZY = {"Model": "polyformer.model", "load": "polyformer.model"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
