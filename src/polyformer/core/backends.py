@@ -102,11 +102,22 @@ def _choose(queries: Tensor, scoring: Scoring, need_weights: bool) -> str:
         require(
             flex_is_exact, "the flex attention backend cannot return weights, drop out or use sinks: use 'reference'"
         )
-    if forced is not None and not (forced == "fused" and need_weights):
+        require(
+            queries.is_cuda or not (torch.is_grad_enabled() and queries.requires_grad),
+            "the flex attention backend has no gradients on the CPU: use 'reference'",
+        )
+    if forced is not None:
         return forced
     if fused_is_exact:
         return "fused"
-    return "flex" if flex_is_exact and queries.is_cuda else "reference"
+    return "flex" if flex_is_exact and _flex_helps(queries, scoring) else "reference"
+
+
+def _flex_helps(queries: Tensor, scoring: Scoring) -> bool:
+    """On a GPU, for more than one new token; its kernels know neither float64 nor narrow heads, and learn no bias."""
+    learns_bias = scoring.bias is not None and scoring.bias.requires_grad
+    wide = queries.shape[2] > 1 and queries.shape[3] >= 16
+    return queries.is_cuda and queries.dtype != torch.float64 and wide and not learns_bias
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
