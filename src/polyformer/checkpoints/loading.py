@@ -87,20 +87,57 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.suffix == ".gguf" or (path.is_dir() and not (path / CONFIG_FILE).is_file() and _gguf_in(path)):
-        return _open_gguf(path if path.suffix == ".gguf" else _gguf_in(path)[0])
+        file = open_tensors(path)
+        assert isinstance(file, GGUFFile)
+        known = recognize(file.path, file.metadata, file)
+        return Checkpoint(file.path, known.family, known.config, known.table, file, file.metadata, True)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a folder of weights or a .gguf file")
     values = read_config_file((path if path.is_dir() else path.parent) / CONFIG_FILE)
-    family = find_family(_model_type(values, path))
-    if values.get("quantization_config"):
-        method = values["quantization_config"]
+    known = recognize(path, values, None)
+    return Checkpoint(path, known.family, known.config, known.table, open_tensors(path), values, False)
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a checkpoint is: its family, the config of its network, and the table of its weight names."""
+
+    family: Family
+    config: Any
+    table: WeightTable
+
+
+def recognize(path: Path, values: dict[str, Any], file: GGUFFile | None) -> Recognized:
+    """Finds the family of a checkpoint and reads its config.
+
+    Args:
+        path: what to call it in messages.
+        values: the decoded ``config.json``, or the metadata of ``file``.
+        file: the open file, for a GGUF checkpoint.
+
+    Raises:
+        CheckpointError: the weights are quantized in a way that is not read.
+        ConfigError: the architecture or a setting of it is not supported (it is named).
+    """
+    key = "model_type" if file is None else "general.architecture"
+    name = values.get(key)
+    if not isinstance(name, str):
+        where = CONFIG_FILE if file is None else "the metadata"
+        raise ConfigError(f"{path}: {where} has no {key}, so the architecture is not known: fetch the model again")
+    if file is not None:
+        family = find_gguf_family(name)
+        assert family.gguf is not None
+        config = family.gguf.read_config(file)
+        return Recognized(family, config, family.gguf.weight_table(config))
+    if method := values.get("quantization_config"):
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise CheckpointError(
             f"{path}: the weights are quantized with {method!r}, which is not read here: use the unquantized "
             "checkpoint or a GGUF file"
         )
-    config = family.read_config(values, str(path / CONFIG_FILE) if path.is_dir() else CONFIG_FILE)
-    return Checkpoint(path, family, config, family.weight_table(config), open_tensors(path), values, False)
+    family = find_family(name)
+    config = family.read_config(values)
+    return Recognized(family, config, family.weight_table(config))
 
 
 def load_network(
@@ -216,26 +253,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _model_type(values: dict[str, Any], path: Path) -> str:
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str):
-        raise ConfigError(f"{path}: {CONFIG_FILE} has no model_type, so its architecture is not known: add it")
-    return model_type
-
-
 def _gguf_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.gguf"))
-
-
-def _open_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile(path)
-    architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise CheckpointError(f"{path}: the metadata has no general.architecture, so what it is is not known")
-    family = find_gguf_family(architecture)
-    assert family.gguf is not None
-    config = family.gguf.read_config(file)
-    return Checkpoint(path, family, config, family.gguf.weight_table(config), file, file.metadata, True)
 
 
 def _only_cuts(transform: Transform) -> bool:
