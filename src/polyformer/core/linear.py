@@ -14,8 +14,11 @@ INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after
 
 
 def initialize(parameter: Tensor, standard_deviation: float = INITIAL_STANDARD_DEVIATION) -> None:
-    """Fill with N(0, standard_deviation²). On the meta device there is nothing to fill, and PyTorch's own function would
-    import its compiler, which takes a second."""
+    """Fill with N(0, standard_deviation²).
+
+    On the meta device there is nothing to fill, and PyTorch's own function would import its compiler, which takes a
+    second.
+    """
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=standard_deviation)
 
@@ -47,18 +50,19 @@ class Linear(core.Module):
 
 
 class Embedding(core.Module):
-    """Row ``id`` of a table [num_embeddings, hidden_size]. The table starts as N(0, 0.02²)."""
+    """Row ``id`` of a table [num_embeddings, hidden_size]. The table starts as N(0, standard_deviation²)."""
 
     @dataclass(frozen=True)
     class Config(core.Config):
         num_embeddings: int
         hidden_size: int
+        standard_deviation: float = INITIAL_STANDARD_DEVIATION
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.hidden_size))
-        initialize(self.weight)
+        initialize(self.weight, config.standard_deviation)
 
     def forward(self, ids: Tensor) -> Tensor:
         return functional.embedding(ids, self.weight)

@@ -260,6 +260,7 @@ class TokenEmbedding(core.Module):
             the network's dtype as those who trained with it did.
         norm: after the sum.
         dropout: after that, in training.
+        standard_deviation: of the table before training (1 in PaLM, section 5, where logits are scaled down instead).
     """
 
     @dataclass(frozen=True)
@@ -270,11 +271,12 @@ class TokenEmbedding(core.Module):
         scale: float | None = None
         norm: LayerNorm.Config | RMSNorm.Config | None = None
         dropout: float = 0.0
+        standard_deviation: float = INITIAL_STANDARD_DEVIATION
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.tokens = Embedding.Config(config.vocab_size, config.hidden_size).build()
+        self.tokens = Embedding.Config(config.vocab_size, config.hidden_size, config.standard_deviation).build()
         self.positions = config.positions.build() if config.positions else None
         self.norm = config.norm.build() if config.norm else None
 
