@@ -32,7 +32,7 @@ def read(config: ConfigReader, *, key_value_heads: int | None = None) -> Decoder
     attention = Attention.Config(
         hidden,
         heads,
-        key_value_heads,
+        key_value_heads or heads,
         bias=True,
         scale=None if config.flag("scale_attn_weights", True) else 1.0,  # type: ignore[arg-type]
         dropout=config.number("attn_pdrop", 0.1),

@@ -9,7 +9,7 @@ from polyformer.errors import ConfigError
 from polyformer.families import gpt2
 from polyformer.families.base import ConfigReader, Family, GGUFFormat
 from polyformer.families.gpt2 import BLOCK, LAYER
-from polyformer.families.parts import activation_name, fused_attention_rules, renamed
+from polyformer.families.parts import fused_attention_rules, renamed
 from polyformer.families.weights import GroupedQueryKeyValue, Transform, WeightTable
 
 
@@ -30,8 +30,9 @@ def write(config: DecoderOnly.Config) -> dict[str, Any]:
         raise ConfigError(f"gpt_bigcode has one key/value head or {attention.num_heads}, not groups of them")
     values = gpt2.write(config)
     del values["scale_attn_by_inverse_layer_idx"]
-    activation = activation_name(config.stack.layers[0].feedforward.activation, prefer="gelu_pytorch_tanh")
-    return {**values, "activation_function": activation, "multi_query": attention.num_key_value_heads == 1}
+    if values["activation_function"] == "gelu_new":  # two names of one function; this is the one it goes by here
+        values["activation_function"] = "gelu_pytorch_tanh"
+    return {**values, "multi_query": attention.num_key_value_heads == 1}
 
 
 def weight_table(config: DecoderOnly.Config) -> WeightTable:
