@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: as `read_text`, or a line of the `.jsonl` file is neither; it is named by its number.
     """
-    lines = [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+    lines = _lines(path)
     if not lines:
         raise InputError(f"{path} holds no prompt: write one a line")
     if path.suffix != ".jsonl":
@@ -65,9 +65,7 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
         InputError: as `read_text`, or a line is something else; it is named by its number.
     """
     examples = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         value = parse_json(line, f"{path} line {number}")
         shown, answer = (value.get("input"), value.get("output")) if isinstance(value, dict) else (None, None)
         if not isinstance(shown, str) or not isinstance(answer, str):
@@ -75,6 +73,12 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
             raise InputError(f"{path} line {number}: expected an object with the strings input and output: {example}")
         examples.append((shown, answer))
     return examples
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, numbered. Only line ends end a line, not the other separators of Unicode."""
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, line.removesuffix("\r")) for number, line in lines if line.strip()]
 
 
 def _prompt_of(line: str, where: str) -> str:
