@@ -249,6 +249,21 @@ def test_gemma(tmp_path: Path, corpus: list[str], hard_texts: list[str]):
     saved_agrees(ours, tmp_path / "b", hard_texts, special)
 
 
+def test_the_config_may_rename_pieces(tmp_path: Path, corpus: list[str]):
+    folder = sentencepiece_file(
+        tmp_path, corpus, "tokenizer.model", **LLAMA, user_defined_symbols=["<free_0>", "<free_1>"]
+    )
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "added_tokens_decoder": {"4": {"content": "<call>", "special": True, "normalized": False}},
+    }
+    write(folder, tokenizer_config__json=config)
+    ours = load_tokenizer(folder)
+    assert ours.id_to_token(3) == "<free_0>" and ours.id_to_token(4) == "<call>"
+    assert 4 in ours.encode("x<call>y") and 4 not in ours.encode("x<free_1>y")
+    assert 4 in ours.special_token_ids and 3 not in ours.special_token_ids
+
+
 def test_t5(tmp_path: Path, corpus: list[str], hard_texts: list[str]):
     options = dict(model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     folder = sentencepiece_file(tmp_path / "a", corpus, "spiece.model", **options)
@@ -258,6 +273,10 @@ def test_t5(tmp_path: Path, corpus: list[str], hard_texts: list[str]):
     reference = T5Tokenizer.from_pretrained(folder)
     for text in hard_texts:
         assert ours.encode(text) == reference(text)["input_ids"], repr(text)
+    assert 1 in ours.encode("a</s>b", add_special_tokens=False)
+    plain = ours.encode("a</s> <extra_id_5> b", add_special_tokens=False, parse_special=False)
+    assert not set(plain) & (ours.special_token_ids - {ours.unk_token_id})
+    assert ours.encode("word one", parse_special=False) == ours.encode("word one")
     masked = "The <extra_id_0> walks in <extra_id_1> park"
     assert ours.decode(ours.encode(masked), skip_special_tokens=False) == reference.decode(reference(masked).input_ids)
     saved_agrees(ours, tmp_path / "b", hard_texts)
@@ -379,6 +398,13 @@ BERT_VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n"
         (
             {"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"do_basic_tokenize": False}},
             "do_basic_tokenize",
+        ),
+        ({"tekken__json": "{}"}, r"tekken\.json is a tokenizer file of a kind that cannot be read: convert it"),
+        ({"tokenizer__model": "aGVsbG8= 0\nd29ybGQ= 1\n"}, r"tokenizer\.model is a tiktoken file"),
+        ({"tokenizer__model": "hello"}, r"tokenizer\.model is not a whole SentencePiece model"),
+        (
+            {"vocab__json": {"a": 0}, "merges__txt": "", "config__json": {"model_type": "clip"}},
+            r"merges\.txt: the tokenizer class of model type clip cannot be built from vocab\.json and merges\.txt",
         ),
         (
             {"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"tokenizer_class": "HerbertTokenizer"}},

@@ -101,6 +101,8 @@ class WordCut:
     add_bos: bool = False
 
 
+# llama.cpp cuts the texts of files that name no cut in a way that no published model was trained with, and warns of it;
+# here and in transformers "default" means GPT-2's own cut.
 _GPT2 = WordCut(byte_level_pre_tokenizer)
 _DIGITS_THEN_GPT2 = WordCut(lambda: _cut(r"\p{N}"))
 _LLAMA3 = WordCut(lambda: byte_level_pre_tokenizer(LLAMA3_SPLIT), ignore_merges=True, add_bos=True)
@@ -131,7 +133,7 @@ _DEEPSEEK_LLM = WordCut(
 _DEEPSEEK_CODER = WordCut(lambda: _cut("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, r"\p{N}", gpt2=False))
 
 WORD_CUTS: dict[str, WordCut] = {
-    **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "modern-bert"), _GPT2),
+    **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4"), _GPT2),
     **dict.fromkeys(
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_THEN_GPT2
     ),

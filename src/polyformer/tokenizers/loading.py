@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from polyformer.errors import TokenizerError
-from polyformer.tokenizers.sentencepiece import read_sentencepiece
+from polyformer.tokenizers.sentencepiece import (
+    CONTROL,
+    USER_DEFINED,
+    Piece,
+    SentencePieceModel,
+    read_sentencepiece,
+)
 from polyformer.tokenizers.text import ROLES, TextTokenizer, TokenizerSettings
 from polyformer.tokenizers.vocabulary_files import (
     CLASS_OF_MODEL_TYPE,
+    CONVERT,
     BuiltTokenizer,
     Merges,
     bos_eos_processor,
@@ -69,7 +77,8 @@ def _build(folder: Path, config: Mapping[str, Any]) -> BuiltTokenizer | None:
     for name in SENTENCEPIECE_NAMES:
         path = folder / name
         if path.is_file():
-            return build_from_sentencepiece(read_sentencepiece(path), tokenizer_class, config, str(path))
+            model = _with_renamed_pieces(read_sentencepiece(path), config)
+            return _guarded(path, build_from_sentencepiece, model, tokenizer_class, config, str(path))
     path = folder / "vocab.json"
     if path.is_file():
         merges_path = folder / "merges.txt"
@@ -83,14 +92,30 @@ def _build(folder: Path, config: Mapping[str, Any]) -> BuiltTokenizer | None:
         lines = lines[:-1] if lines[-1] == "" else lines
         vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
         return _guarded(path, build_wordpiece, vocabulary, tokenizer_class, config)
+    for path in (*sorted(folder.glob("*.tiktoken")), folder / "tekken.json", folder / "tiktoken.model"):
+        if path.is_file():
+            raise TokenizerError(f"{path} is a tokenizer file of a kind that cannot be read: {CONVERT}")
     return None
+
+
+def _with_renamed_pieces(model: SentencePieceModel, config: Mapping[str, Any]) -> SentencePieceModel:
+    """The config may give new names to pieces that the file keeps free (<unused3>, [control_8])."""
+    pieces = list(model.pieces)
+    texts = {piece.text for piece in pieces}
+    for number, entry in (config.get("added_tokens_decoder") or {}).items():
+        content = entry.get("content") if isinstance(entry, Mapping) else None
+        if str(number).isdecimal() and int(number) < len(pieces) and isinstance(content, str) and content not in texts:
+            kind = CONTROL if entry.get("special") else USER_DEFINED
+            pieces[int(number)] = Piece(content, pieces[int(number)].score, kind)
+    return replace(model, pieces=pieces)
 
 
 def _guarded(path: Path, build: Any, *arguments: Any) -> BuiltTokenizer:
     try:
         return build(*arguments)
     except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise TokenizerError(message) from error
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise TokenizerError(f"{path} does not make a tokenizer ({_one_line(error)}): fetch its files again") from error
 
@@ -101,7 +126,9 @@ def _tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str | None:
     if isinstance(name, str) and name not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return name
     model_type = _read_object(folder / "config.json").get("model_type")
-    return CLASS_OF_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
+    if not isinstance(model_type, str):
+        return None
+    return CLASS_OF_MODEL_TYPE.get(model_type, f"of model type {model_type}")
 
 
 # --- reading files ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ matter for encoding, so a reader of the wire format is enough and no protobuf or
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM_MODEL, BPE_MODEL = 1, 2
 MODEL_NAMES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 SPACE = "▁"  # stands for a space in pieces
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # Llama 3's original tokenizer.model is such a file
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"cannot read {path}: {error.strerror or error}") from error
+    if TIKTOKEN_LINE.match(data):
+        raise TokenizerError(f"{path} is a tiktoken file, not a SentencePiece model: convert it to tokenizer.json")
     return parse_sentencepiece(data, str(path))
 
 
@@ -173,12 +177,15 @@ def bpe_merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     pieces is a merge with that piece's score. Pieces of equal score keep the order of the vocabulary.
     """
     mergeable = {piece.text: number for number, piece in enumerate(pieces) if piece.kind in (NORMAL, USER_DEFINED)}
-    ranked = sorted(mergeable.items(), key=lambda entry: (-pieces[entry[1]].score, entry[1]))
+    ranked = sorted((-pieces[number].score, number, text) for text, number in mergeable.items())
     merges = []
-    for text, _ in ranked:
-        cuts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-        known = [(left, right) for left, right in cuts if left in mergeable and right in mergeable]
-        merges += sorted(known, key=lambda pair: (mergeable[pair[0]], mergeable[pair[1]]))
+    # A quarter of a million pieces have millions of cuts: the right part is made only where the left one is a piece.
+    for _, _, text in ranked:
+        lefts = [left for cut in range(1, len(text)) if (left := text[:cut]) in mergeable]
+        known = [(left, right) for left in lefts if (right := text[len(left) :]) in mergeable]
+        if len(known) > 1:
+            known.sort(key=lambda pair: (mergeable[pair[0]], mergeable[pair[1]]))
+        merges += known
     return merges
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from polyformer.errors import TokenizerError
-from polyformer.tokenizers.chat_template import render_chat_template
 from polyformer.tokenizers.streaming import StreamDecoder, clean_up_spaces
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -133,7 +133,10 @@ class TextTokenizer:
     @cached_property
     def _plain_backend(self) -> Tokenizer:
         # The switch is a setting of the whole object, not of a call; a copy keeps calls from other threads unharmed.
-        copy = Tokenizer.from_str(self.backend.to_str())
+        description = json.loads(self.backend.to_str())
+        if description["model"]["type"] == "Unigram":
+            _hide_special_pieces(description)
+        copy = Tokenizer.from_str(json.dumps(description))
         copy.encode_special_tokens = True
         return copy
 
@@ -243,6 +246,8 @@ class TextTokenizer:
         Raises:
             TokenizerError: no template, a malformed message, or a template that fails or does too much work.
         """
+        from polyformer.tokenizers.chat_template import render_chat_template  # Jinja costs a plain generation nothing
+
         source = self._choose_template(chat_template, has_tools=tools is not None)
         marks = {f"{role}_token": token for role, token in self.settings.special_tokens.items()}
         variables = {**marks, **variables, "tools": tools, "documents": documents}
@@ -295,6 +300,21 @@ class TextTokenizer:
             _write_atomically(target / "tokenizer_config.json", text + "\n")
         except OSError as error:
             raise TokenizerError(f"cannot write the tokenizer to {target}: {error.strerror or error}") from error
+
+
+def _hide_special_pieces(description: dict[str, Any]) -> None:
+    """Keep a unigram model from finding special tokens in a text by itself: they are pieces like any other to it.
+
+    Their pieces get names that no text holds. Ids stay: added tokens that are pieces take none of their own.
+    """
+    pieces = description["model"]["vocab"]
+    texts = {text for text, _ in pieces}
+    special = {token["content"] for token in description["added_tokens"] if token["special"]} & texts
+    secret = secrets.token_hex(16)
+    description["model"]["vocab"] = [
+        [f"{secret} {number}" if text in special else text, score] for number, (text, score) in enumerate(pieces)
+    ]
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] not in special]
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -17,6 +17,9 @@ from tokenizers.models import BPE, WordPiece
 from polyformer.errors import TokenizerError
 from polyformer.tokenizers.sentencepiece import SPACE, SentencePieceModel, build_sentencepiece
 
+CONVERT = (
+    "convert it to tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+)
 WORD_END = "</w>"
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -264,6 +267,8 @@ CLASS_OF_MODEL_TYPE = {
     "gpt2": "GPT2Tokenizer",
     "gpt_neo": "GPT2Tokenizer",
     "gptj": "GPT2Tokenizer",
+    "gpt_bigcode": "GPT2Tokenizer",
+    "starcoder2": "GPT2Tokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen2_moe": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
@@ -303,7 +308,7 @@ def _choose(table: Mapping[str, Any], tokenizer_class: str, files: str) -> Any:
     name = tokenizer_class.removesuffix("Fast")
     if name not in table:
         raise TokenizerError(
-            f"tokenizer class {tokenizer_class} cannot be built from {files} (known: {', '.join(sorted(table))});"
-            " convert it to tokenizer.json with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"the tokenizer class {tokenizer_class} cannot be built from {files}"
+            f" (known: {', '.join(sorted(table))}): {CONVERT}"
         )
     return table[name]
