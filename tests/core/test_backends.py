@@ -25,7 +25,11 @@ DEVICES = [
 
 
 @pytest.fixture(autouse=True)
-def flex_may_be_slow() -> Iterator[None]:
+def flex_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On the CPU flex attention's own equations run: neither traced nor with a warning that they are slow."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         yield
