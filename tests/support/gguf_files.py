@@ -87,6 +87,7 @@ def write_gguf(
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add.get(type(value), writer.add_array)(f"{architecture}.{key}", value)
     writer.add_tokenizer_model("llama")
+    writer.add_pad_token_id(0)
     writer.add_token_list([f"token {number}" for number in range(vocab_size)])
     for key, tensor in tensors.items():
         array = np.ascontiguousarray(tensor.detach().float().numpy())

@@ -24,13 +24,13 @@ _BASES = {"full_attention": 1e6, "sliding_attention": 1e4}
 def read(config: ConfigReader) -> DecoderOnly.Config:
     config.assume(sliding_window=4096, query_pre_attn_scalar=256, max_position_embeddings=131072, head_dim=256)
     config.only("attn_logit_softcapping", None)  # there is such a key, but nobody computes it
-    rotary = _read_rotary(config)
+    full, local = _read_rotary(config)
     norm = RMSNorm.Config(config.integer("head_dim"), config.number("rms_norm_eps", 1e-6))
-    plain = read_sandwich(config, {"query_key_norm": norm})
+    plain = read_sandwich(config, {"query_key_norm": norm, "positions": full})
     period = config.integer("sliding_window_pattern", config.integer("_sliding_window_pattern", 6))
     sliding = read_layer_types(config, [(number + 1) % period != 0 for number in range(plain.num_layers)])
     windowed = with_windows(plain, sliding, config.integer("sliding_window", None), config.where)
-    return _with_rotary(windowed, sliding, *rotary)
+    return _with_rotary(windowed, sliding, full, local)
 
 
 def _read_rotary(config: ConfigReader) -> tuple[Rotary.Config, Rotary.Config]:

@@ -17,7 +17,6 @@ from polyformer.core import (
     Stack,
     TokenEmbedding,
 )
-from polyformer.core.masks import Mask
 from polyformer.families.base import ConfigReader, Family, GGUFContents, GGUFFormat, only_kind
 from polyformer.families.experts import gguf_expert_rules, read_gguf_experts
 from polyformer.families.parts import (
@@ -44,26 +43,25 @@ def read(
     config: ConfigReader,
     *,
     activation: str | None = None,
-    mask: Mask = Causal(),  # noqa: B008 (frozen data)
     attention: Mapping[str, Any] | None = None,
 ) -> DecoderOnly.Config:
-    """A ``config.json``; a family that differs in activation, mask or options of attention passes its own."""
+    """A ``config.json``; a family that differs in activation, or in options of `Attention.Config`, passes its own."""
     config.only("rope_interleaved", False)
-    refuse_partial_rotary(config)
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", hidden // heads)
     max_positions = config.integer("max_position_embeddings", 2048)
     bias = config.flag("attention_bias", False)
     options = {"bias": bias, "dropout": config.number("attention_dropout", 0.0), **(attention or {})}
+    if "positions" not in options:
+        refuse_partial_rotary(config)
+        options["positions"] = read_rotary(config, head_dim, max_positions=max_positions)
     layer = Layer.Config(
         attention=Attention.Config(
             hidden,
             heads,
             config.integer("num_key_value_heads", heads),
             head_dim,
-            mask=mask,
-            positions=read_rotary(config, head_dim, max_positions=max_positions),
             **options,
         ),
         feedforward=FeedForward.Config(

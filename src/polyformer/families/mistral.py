@@ -15,7 +15,7 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
     config.only("attention_bias", False)
     config.only("mlp_bias", False)
     window = config.integer("sliding_window", None)
-    return llama.read(config, mask=SlidingWindow(window) if window else Causal())
+    return llama.read(config, attention={"mask": SlidingWindow(window) if window else Causal()})
 
 
 def write(config: DecoderOnly.Config) -> dict[str, Any]:
