@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from polyformer.core import DecoderOnly
 from polyformer.errors import GenerationError
+from polyformer.generation.beam import Finished
 from polyformer.generation.generate import generate
 from polyformer.generation.outputs import Generation
 from polyformer.generation.settings import GenerationSettings
@@ -131,6 +132,41 @@ def test_processors_equal_transformers(
     assert [g.token_ids for g in results[2]] != [g.token_ids for g in first[2]]
 
 
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_ends_more_likely_than_anything_else(
+    network: DecoderOnly, reference: LlamaForCausalLM, prompts: Prompts, ends: list[int], early_stopping: bool | str
+) -> None:
+    """Every beam's best continuations all end: there must be enough candidates for the beams to go on."""
+    bias = dict.fromkeys(ends, 3.0)
+    common: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6, "early_stopping": early_stopping}
+    common["length_penalty"] = 1.4
+    expected = reference_beams(
+        reference, prompts, 4, eos_token_id=ends, sequence_bias={(token,): 3.0 for token in ends}, **common
+    )
+    settings = GenerationSettings(n=4, logit_bias=bias, **common)
+    check_same(generate(network, prompts, settings, eos_token_ids=ends), expected)
+
+
+def test_when_a_group_is_done() -> None:
+    """The three stopping rules on numbers worked out by hand; two finished texts of score -2 and -3."""
+
+    def done(early_stopping: bool | str, length_penalty: float, best_running: float, texts: int = 2) -> bool:
+        finished = Finished(2)
+        for score in (-3.0, -2.0)[:texts]:
+            finished.add(score, [1])
+        settings = GenerationSettings(num_beams=2, length_penalty=length_penalty, early_stopping=early_stopping)
+        finished.update_done(best_running, 4, 10, settings)
+        return finished.done
+
+    assert not done(False, 1.0, -11.9) and done(False, 1.0, -12.1), "-12 / 4 = -3"
+    assert done(True, 1.0, -1.0), "enough texts"
+    assert not done(True, 1.0, -99.0, texts=1), "not enough texts"
+    assert not done("never", 1.0, -29.9) and done("never", 1.0, -30.1), "-30 / 10 = -3: as long as it may get"
+    assert not done("never", 0.0, -2.9) and done("never", 0.0, -3.1), "length does not matter"
+    assert not done("never", -1.0, -0.7) and done("never", -1.0, -0.8), "-0.75 x 4 = -3: shorter is better"
+    assert not done(False, 1.0, -1e8, texts=1)
+
+
 def test_limits_of_each_prompt(network: DecoderOnly, prompts: Prompts) -> None:
     """Requests with other settings are searched in batches of their own, and come back in order."""
     each = [GenerationSettings(num_beams=2 + i % 2, max_new_tokens=3 + i) for i in range(4)]
@@ -190,8 +226,8 @@ def diverse_reference(
 ) -> list[tuple[float, list[int]]]:
     """Algorithm 1 of Vijayakumar et al. 2018 with plain lists and no cache: (score, tokens), best first.
 
-    A group stops with as many finished texts as beams when its best running beam, at its present length, is worse than
-    the worst of them.
+    A group stops with as many finished texts as beams: at once (early_stopping), or when its best running beam, at its
+    present length, is worse than the worst of them.
     """
     size = settings.num_beams // settings.num_beam_groups
     running = [[(0.0, [])] for _ in range(settings.num_beam_groups)]  # type: ignore[var-annotated]
@@ -221,22 +257,32 @@ def diverse_reference(
             taken += [tokens[-1] for _, tokens in running[group]]
             full = len(finished[group]) == size
             possible = running[group][0][0] / step**settings.length_penalty
-            done[group] = last or (full and possible <= finished[group][-1][0])
+            hopeless = full and possible <= finished[group][-1][0]
+            done[group] = last or hopeless or (full and settings.early_stopping is True)
     return sorted((pair for group in finished for pair in group), key=lambda pair: -pair[0])
 
 
 @pytest.mark.parametrize(("num_beams", "groups"), [(4, 2), (4, 4), (6, 3), (6, 2)])
 @pytest.mark.parametrize("diversity_penalty", [0.3, 5.0])
+@pytest.mark.parametrize("early_stopping", [False, True])
 def test_diverse_beam_search_equals_the_paper(
-    network64: DecoderOnly, prompts: Prompts, ends: list[int], num_beams: int, groups: int, diversity_penalty: float
+    network64: DecoderOnly,
+    prompts: Prompts,
+    ends: list[int],
+    num_beams: int,
+    groups: int,
+    diversity_penalty: float,
+    early_stopping: bool,
 ) -> None:
+    ends = [*ends, *range(0, 300, 60)]
     settings = GenerationSettings(
+        early_stopping=early_stopping,
         num_beams=num_beams,
         num_beam_groups=groups,
         diversity_penalty=diversity_penalty,
         n=num_beams,
         max_new_tokens=7,
-        length_penalty=0.8,
+        length_penalty=2.0 if early_stopping else 0.8,
     )
     results = generate(network64, prompts, settings, eos_token_ids=ends)
     for prompt, each in zip(prompts, results):
