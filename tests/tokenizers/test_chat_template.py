@@ -83,8 +83,9 @@ You help.<|im_end|>
 {{ 'a b c'.split(' ')|reverse|list }} {{ 'xyz'.startswith('x') }} {{ [1, 2, 3]|max }} {{ 'ab' * 3 }}
 {{ 7 // 2 }} {{ 2 ** 5 }}
 {{ messages[0].missing is defined }} {{ messages[0].missing|default('none') }} {{ range(3)|list }} {{ 'a\nb'|indent }}
-{% set a, b = 'x', ('y', 'z') %}{{ a ~ b }} {{ dict(k=1) }} {{ 'n'.join(['1', '2']) }} {{ ' s '.strip() }}
-{%- for key, value in {'k': 'v'}.items() %}{{ key }}={{ value }}{% endfor %}{{ tools|tojson }} {{ documents }}""",
+{% set a, b = 'x', ('y', 'z') %}{{ a ~ b }} {{ dict(k=1) }} {{ 'n'.join(messages|map(attribute='role')) }}
+{{ ' s '.strip() }}{%- for key, value in {'k': 'v'}.items() %}{{ key }}={{ value }}{% endfor %}
+{{ tools|tojson }} {{ documents }}""",
     "date": "{{ strftime_now('%Y-%m-%d') }}{{ extra }}{{ eos_token }}",
 }
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "tools": TOOLS, "documents": None, "extra": {"deep": [1]}}
@@ -280,7 +281,7 @@ def test_work_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch):
     began = time.monotonic()
     with pytest.raises(TokenizerError) as caught:
         render_chat_template(GREEDY[name], MESSAGES)
-    assert "failed: MemoryError" not in str(caught.value)
+    assert "failed:" not in str(caught.value)  # a limit spoke, not an accident
     assert time.monotonic() - began < chat_template.MAX_SECONDS + 5
 
 

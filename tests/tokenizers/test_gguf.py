@@ -6,10 +6,12 @@ import io
 import json
 import random
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from polyformer.errors import TokenizerError
 from polyformer.tokenizers.gguf import WORD_CUTS, tokenizer_from_gguf
@@ -161,6 +163,27 @@ def test_deepseek_llm_cuts_letters_punctuation_and_ideographs(byte_level: dict[s
     assert shown == ["Hello", ",", " w", "ö", "rld", " ", "你好", "!?", " ", "123", "\n", "x", "  "]
 
 
+def test_llama3_takes_whole_words_before_merges(byte_level: dict[str, Any]):
+    tokens = [*byte_level["tokenizer.ggml.tokens"], "Ġqxzjqx"]  # no merges lead to it
+    metadata = {**byte_level, **keys(tokens=tokens, token_type=[*byte_level["tokenizer.ggml.token_type"], NORMAL])}
+    whole = tokenizer_from_gguf({**metadata, **keys(pre="llama-bpe")}).encode("a qxzjqx", add_special_tokens=False)
+    merged = tokenizer_from_gguf({**metadata, **keys(pre="qwen2")}).encode("a qxzjqx")
+    assert whole[-1] == len(tokens) - 1 and len(tokens) - 1 not in merged
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_saved_for_transformers(byte_level: dict[str, Any], hard_texts: list[str], tmp_path: Path, name: str):
+    metadata = {**byte_level, **keys(pre=name, add_bos_token=True), "tokenizer.chat_template": "{{ messages }}"}
+    ours = tokenizer_from_gguf(metadata)
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in hard_texts:
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids, repr(text)
+        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids), repr(text)
+    assert theirs.chat_template == "{{ messages }}" and theirs.eos_token_id == ours.eos_token_id == 2
+
+
 def test_special_tokens_and_ends(byte_level: dict[str, Any]):
     tokenizer = tokenizer_from_gguf({**byte_level, **keys(eos_token_id=0, eot_token_id=2, unknown_token_id=999999)})
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (SPECIAL[0],) * 3
@@ -220,7 +243,7 @@ def sentencepiece_metadata(corpus: list[str], **options: Any) -> tuple[Any, dict
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_llama(corpus: list[str], hard_texts: list[str], prefix: bool):
+def test_llama(corpus: list[str], hard_texts: list[str], tmp_path: Path, prefix: bool):
     expected, metadata = sentencepiece_metadata(
         corpus,
         model_type="bpe",
@@ -236,6 +259,10 @@ def test_llama(corpus: list[str], hard_texts: list[str], prefix: bool):
         ids = expected.encode(text)
         assert tokenizer.encode(text) == [1, *ids], repr(text)
         assert tokenizer.decode(ids) == expected.decode(ids), repr(text)
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in hard_texts:
+        assert theirs(text)["input_ids"] == tokenizer.encode(text), repr(text)
     # as llama.cpp: a prefix space after every special token too
     assert tokenizer.encode("<s>is</s>is") == [1, 1, *expected.encode("is"), 2, *expected.encode("is")]
 
@@ -332,8 +359,6 @@ def test_damage_is_named(byte_level: dict[str, Any], change: dict[str, Any], mes
 @pytest.mark.real
 def test_smollm2_equals_transformers(hard_texts: list[str]):
     catalogue = pytest.importorskip("polyformer.checkpoints.catalogue")
-    from transformers import AutoTokenizer
-
     from polyformer.checkpoints.gguf import GGUFFile
 
     path = catalogue.resolve("smollm2-135m-instruct").path
