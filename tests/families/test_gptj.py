@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import llama_cpp_names, prove_gguf, write_gguf
 from proof import prove, prove_float32, prove_loads_in_transformers, saved
 from transformers import GPTJConfig, GPTJForCausalLM
 
@@ -71,3 +72,22 @@ def test_dropouts_are_where_the_config_says() -> None:
 def test_refuses(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         find_family("gptj").read_config({**settings().to_dict(), **changes})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf(tied: bool, tmp_path: Path) -> None:
+    """There is no converter for it; names are those of the gguf package, keys those of the GGUF specification."""
+    config = settings(tie_word_embeddings=tied, n_inner=None)
+    model = saved(GPTJForCausalLM, config, tmp_path)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight" or not tied}
+    metadata = {
+        "context_length": config.n_positions,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "attention.head_count": config.n_head,
+        "attention.layer_norm_epsilon": config.layer_norm_epsilon,
+        "rope.dimension_count": config.rotary_dim,
+    }
+    tensors = llama_cpp_names("gptj", state, config.n_layer)
+    path = write_gguf(tmp_path / "model.gguf", "gptj", metadata, tensors, vocab_size=config.vocab_size)
+    prove_gguf(path, model)

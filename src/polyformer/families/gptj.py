@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, LayerNorm, Rotary, Stack, TokenEmbedding
-from polyformer.families.base import ConfigReader, Family, only_kind
+from polyformer.families.base import ConfigReader, Family, GGUFContents, GGUFFormat, only_kind
 from polyformer.families.gpt2 import BLOCK, LAYER, ignored, outer_rules
-from polyformer.families.parts import ACTIVATION_NAMES, activation_name, renamed
+from polyformer.families.parts import ACTIVATION_NAMES, activation_name, gguf_rules, gguf_vocab_size, renamed
 from polyformer.families.weights import WeightTable
 
 
@@ -73,4 +73,29 @@ def weight_table(config: DecoderOnly.Config) -> WeightTable:
     return WeightTable(rules, ignored(config), optional_prefix="transformer.")
 
 
-family = Family("gptj", ("GPTJForCausalLM",), read, write, weight_table)
+def read_gguf(config: ConfigReader, file: GGUFContents) -> DecoderOnly.Config:
+    """The metadata that the GGUF specification lists for it. llama.cpp itself does not run this architecture."""
+    config.only("rope.scale", 1.0)
+    hidden = config.integer("embedding_length")
+    values = {
+        "vocab_size": gguf_vocab_size(config, file),
+        "n_positions": config.integer("context_length"),
+        "n_embd": hidden,
+        "n_layer": config.integer("block_count"),
+        "n_head": config.integer("attention.head_count"),
+        "rotary_dim": config.integer("rope.dimension_count"),
+        "n_inner": config.integer("feed_forward_length", 4 * hidden),
+        "layer_norm_epsilon": config.number("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": "output.weight" not in file.names(),
+    }
+    return read(ConfigReader(values, config.where))
+
+
+family = Family(
+    name="gptj",
+    architectures=("GPTJForCausalLM",),
+    read=read,
+    write=write,
+    weight_table=weight_table,
+    gguf=GGUFFormat("gptj", read_gguf, lambda config: WeightTable(tuple(gguf_rules()))),
+)
