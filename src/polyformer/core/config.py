@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -87,19 +89,26 @@ class Config:
     def from_dict(data: Mapping[str, Any]) -> Any:
         """
         Raises:
-            ConfigError: an unknown kind or field (the nearest names are given), or a field that is missing.
+            ConfigError: an unknown kind or field (the nearest names are given), a field that is missing, or a value of
+                another type than the field's.
         """
         values = dict(data)
         kind = values.pop("kind", None)
-        if kind not in _registry:
+        if not isinstance(kind, str) or kind not in _registry:
             raise ConfigError(f"config kind {kind!r} is not known{_nearest(str(kind), list(_registry))}")
         config_class = _registry[kind]
         fields = {field.name for field in dataclasses.fields(config_class)}
         for name in values:
             if name not in fields:
                 raise ConfigError(f"{kind} has no field {name!r}{_nearest(name, sorted(fields))}")
+        parsed = {name: _parsed(value) for name, value in values.items()}
+        hints = typing.get_type_hints(config_class)
+        for field in dataclasses.fields(config_class):
+            if field.name in parsed and parsed[field.name] is not field.default:
+                value, hint = parsed[field.name], hints[field.name]
+                require(_fits(value, hint), f"{kind}.{field.name} is {value!r}, but it must be {_words(hint)}")
         try:
-            return config_class(**{name: _parsed(value) for name, value in values.items()})
+            return config_class(**parsed)
         except TypeError as error:
             raise ConfigError(f"{kind}: {error}") from None
 
@@ -118,6 +127,29 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_parsed(item) for item in value)
     return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value``, from plain data, has the type that a field is declared with."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is None:
+        return (
+            hint.kind if isinstance(hint, type) and issubclass(hint, Config) else getattr(hint, "__name__", str(hint))
+        )
+    words = [_words(argument) for argument in typing.get_args(hint) if argument is not Ellipsis]
+    return (
+        f"a list of {words[0]}" if typing.get_origin(hint) is tuple else " or ".join(words).replace("NoneType", "null")
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:
