@@ -24,7 +24,7 @@ def settings(**changes: Any) -> GPTBigCodeConfig:
         n_layer=3,
         n_head=6,
         n_inner=88,
-        layer_norm_epsilon=3e-5,
+        layer_norm_epsilon=3e-2,
         resid_pdrop=0.2,
         embd_pdrop=0.3,
         attn_pdrop=0.4,
@@ -66,6 +66,31 @@ def test_float32(tmp_path: Path) -> None:
 def test_refuses(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         find_family("gpt_bigcode").read_config({**settings().to_dict(), **changes})
+
+
+def test_every_key_of_starcoder_is_understood() -> None:
+    values = dict(
+        activation_function="gelu",
+        architectures=["GPTBigCodeForCausalLM"],
+        attention_softmax_in_fp32=True,
+        attn_pdrop=0.1,
+        inference_runner=0,
+        layer_norm_epsilon=1e-5,
+        max_batch_size=None,
+        multi_query=True,
+        n_embd=6144,
+        n_head=48,
+        n_inner=24576,
+        n_layer=40,
+        n_positions=8192,
+        pre_allocate_kv_cache=False,
+        scale_attention_softmax_in_fp32=True,
+        scale_attn_weights=True,
+        summary_type="cls_index",
+        validate_runner_input=True,
+        vocab_size=49152,
+    )
+    assert find_family("gpt_bigcode").unread_keys(values) == []
 
 
 def test_refuses_to_write_groups() -> None:

@@ -24,7 +24,7 @@ def settings(**changes: Any) -> GPTJConfig:
         n_head=4,
         rotary_dim=6,
         n_inner=88,
-        layer_norm_epsilon=3e-5,
+        layer_norm_epsilon=3e-2,
         resid_pdrop=0.2,
         embd_pdrop=0.3,
         attn_pdrop=0.4,

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = dict(
     num_attention_heads=6,
     head_dim=10,
     intermediate_size=72,
-    layer_norm_epsilon=3e-5,
+    layer_norm_epsilon=3e-2,
     rope_theta=3e3,
 )
 

@@ -26,7 +26,7 @@ def settings(**changes: Any) -> Starcoder2Config:
         num_attention_heads=6,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        norm_epsilon=3e-5,
+        norm_epsilon=3e-2,
         rope_parameters={"rope_type": "default", "rope_theta": 3e4},
         attention_dropout=0.4,
         residual_dropout=0.2,

@@ -48,6 +48,8 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
     max_positions = config.integer("max_position_embeddings", 2048)
     bias, alibi = config.flag("bias", False), config.flag("alibi", False)
     shared, parallel, two_norms = _read_arrangement(config, heads)
+    inner = config.integer("ffn_hidden_size", 4 * hidden)
+    config.only("ff_factor", inner / hidden)  # the 11B says it twice
     refuse_partial_rotary(config)
     rotary = read_rotary(config, head_dim, max_positions=max_positions)
     layer = Layer.Config(
@@ -61,7 +63,7 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
         ),
         feedforward=FeedForward.Config(
             hidden,
-            config.integer("ffn_hidden_size", 4 * hidden),
+            inner,
             config.choose("activation", ACTIVATION_NAMES, "gelu"),
             bias=bias,
         ),
@@ -168,7 +170,7 @@ def read_gguf(config: ConfigReader, file: GGUFContents) -> DecoderOnly.Config:
             config.integer("attention.head_count_kv", 1),
             positions=read_gguf_rotary(config, file, hidden // heads),
         ),
-        feedforward=FeedForward.Config(hidden, config.integer("feed_forward_length"), "gelu"),
+        feedforward=FeedForward.Config(hidden, config.integer("feed_forward_length", 4 * hidden), "gelu"),
         norm=LayerNorm.Config(hidden, config.number("attention.layer_norm_epsilon")),
         placement="parallel",
         parallel_norms="blk.0.attn_norm_2.weight" in names,

@@ -122,14 +122,14 @@ def weight_table(config: DecoderOnly.Config) -> WeightTable:
 
 def read_gguf(config: ConfigReader, file: GGUFContents) -> DecoderOnly.Config:
     """llama.cpp's metadata, which knows fewer options."""
-    heads = config.integer("attention.head_count")
+    hidden, heads = config.integer("embedding_length"), config.integer("attention.head_count")
     values = {
         "vocab_size": gguf_vocab_size(config, file),
         "n_positions": config.integer("context_length"),
-        "n_embd": config.integer("embedding_length"),
+        "n_embd": hidden,
         "n_layer": config.integer("block_count"),
         "n_head": heads,
-        "n_inner": config.integer("feed_forward_length"),
+        "n_inner": config.integer("feed_forward_length", 4 * hidden),
         "layer_norm_epsilon": config.number("attention.layer_norm_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.names(),
     }

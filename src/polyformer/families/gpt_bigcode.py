@@ -19,6 +19,8 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
     # Softmax in float32: a matter of rounding, and of this library's attention anyway.
     config.flag("attention_softmax_in_fp32", True)
     config.flag("scale_attention_softmax_in_fp32", True)
+    for key in ("inference_runner", "validate_runner_input", "pre_allocate_kv_cache"):
+        config(key, None)  # how a server of its authors ran it
     shared = 1 if config.flag("multi_query", True) else config.integer("n_head")
     config.only("num_key_value_heads", shared)
     return gpt2.read(config, key_value_heads=shared)

@@ -76,6 +76,7 @@ def weight_table(config: DecoderOnly.Config) -> WeightTable:
 def read_gguf(config: ConfigReader, file: GGUFContents) -> DecoderOnly.Config:
     """The metadata that the GGUF specification lists for it. llama.cpp itself does not run this architecture."""
     config.only("rope.scale", 1.0)
+    config.only("rope.freq_base", 10000.0)
     hidden = config.integer("embedding_length")
     values = {
         "vocab_size": gguf_vocab_size(config, file),
