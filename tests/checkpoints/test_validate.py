@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from polyformer.checkpoints import validate as module
 from polyformer.checkpoints.saving import save_network
 from polyformer.checkpoints.validate import Report, validate
 from polyformer.families import find_family
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

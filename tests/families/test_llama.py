@@ -95,7 +95,6 @@ def test_float32(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type 'spiral' is not supported"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_scaling has no 'factor'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification' is not supported"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
         ({"num_key_value_heads": 4}, "num_heads 6 is not a multiple of num_key_value_heads 4"),
         ({"num_attention_heads": None}, "has no 'num_attention_heads'"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),

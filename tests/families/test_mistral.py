@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from polyformer.core import Causal, SlidingWindow
 from polyformer.errors import ConfigError
-from polyformer.families import find_family
+from polyformer.families import find_family, find_gguf_family, find_writer
 
 # MistralRMSNorm, the softmax and the rotary angles are computed in float32 whatever the model's dtype.
 ROUNDED_TO_FLOAT32 = 1e-5
@@ -112,4 +112,5 @@ def test_gguf(tmp_path: Path) -> None:
 
 def test_gguf_with_a_window(tmp_path: Path) -> None:
     model = saved(MistralForCausalLM, settings(), tmp_path / "hf")
-    prove_gguf(gguf_file(model, tmp_path / "model.gguf", **{"attention.sliding_window": 9}), model)
+    network = prove_gguf(gguf_file(model, tmp_path / "model.gguf", **{"attention.sliding_window": 9}), model)
+    assert find_writer(find_gguf_family("llama"), network.config) is FAMILY

@@ -14,7 +14,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.core import MixtureOfExperts
 from polyformer.errors import ConfigError
-from polyformer.families import find_family, find_gguf_family
+from polyformer.families import find_family, find_gguf_family, find_writer
 
 # MixtralRMSNorm, the router, the softmax and the rotary angles are computed in float32 whatever the model's dtype.
 ROUNDED_TO_FLOAT32 = 1e-5
@@ -111,6 +111,9 @@ def test_gguf(tmp_path: Path) -> None:
     model = saved(MixtralForCausalLM, settings(), tmp_path / "hf")
     network = prove_gguf(gguf_file(model, tmp_path / "hf", tmp_path / "model.gguf"), model)
     assert isinstance(network.config.stack.layers[0].feedforward, MixtureOfExperts.Config)
+    writer = find_writer(find_gguf_family("llama"), network.config)
+    assert writer is FAMILY
+    prove_loads_in_transformers(network, writer, tmp_path / "export", MixtralForCausalLM)
 
 
 def test_gguf_with_another_router_is_refused(tmp_path: Path) -> None:

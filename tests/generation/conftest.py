@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, RMSNorm, Rotary, Stack, TokenEmbedding
 from polyformer.tokenizers.text import TextTokenizer, TokenizerSettings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB_SIZE = 301
 HIDDEN_SIZE = 32

@@ -16,7 +16,7 @@ from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.checkpoints.memory import one_thread
 from polyformer.checkpoints.sources import TensorSource, open_tensors
 from polyformer.errors import CheckpointError, ConfigError
-from polyformer.families import find_family, find_gguf_family
+from polyformer.families import find_family, find_gguf_family, find_writer
 from polyformer.families.base import Family
 from polyformer.families.weights import Chain, Plan, Reshape, Split, Transform, Unstack, WeightTable
 
@@ -132,7 +132,7 @@ def recognize(path: Path, values: dict[str, Any], file: GGUFFile | None) -> Reco
         family = find_gguf_family(name)
         assert family.gguf is not None
         config = family.gguf.read_config(file)
-        return Recognized(family, config, family.gguf.weight_table(config))
+        return Recognized(find_writer(family, config), config, family.gguf.weight_table(config))
     if method := values.get("quantization_config"):
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise CheckpointError(

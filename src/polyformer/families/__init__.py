@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from functools import cache
+from typing import Any
 
 from polyformer.errors import ConfigError
 from polyformer.families.base import Family
@@ -70,6 +71,31 @@ def find_gguf_family(architecture: str) -> Family:
     if architecture not in _GGUF:
         raise ConfigError(f"GGUF architecture {architecture!r} is not known{_nearest(architecture, list(_GGUF))}")
     return find_family(_GGUF[architecture])
+
+
+def find_writer(family: Family, config: Any) -> Family:
+    """The family to write a network as that was read from a GGUF file, whose architecture several may share.
+
+    Args:
+        family: that of the file.
+        config: the network's.
+
+    Returns:
+        ``family`` if its ``config.json`` can express the network; else the first that can of those with the same GGUF
+        format (Mixtral for a "llama" file with experts); else ``family``.
+    """
+    if _can_write(family, config):
+        return family
+    others = (other for other in all_families() if other.gguf is family.gguf)
+    return next((other for other in others if _can_write(other, config)), family)
+
+
+def _can_write(family: Family, config: Any) -> bool:
+    try:
+        family.write_config(config)
+    except ConfigError:
+        return False
+    return True
 
 
 @cache

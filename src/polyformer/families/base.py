@@ -207,13 +207,6 @@ class Family:
                 f"{where}: architecture {architectures[0]!r} is not supported for model_type {self.name!r}; "
                 f"supported: {', '.join(self.architectures)}"
             )
-        quantized = reader("quantization_config", None, kind=dict)
-        if quantized:
-            method = quantized.get("quant_method", "an unnamed method")
-            raise ConfigError(
-                f"{where}: the weights are quantized by {method!r}, which is not read here: fetch the model in full "
-                "precision, or as a GGUF file"
-            )
         try:
             return self.read(reader)
         except ConfigError as error:
