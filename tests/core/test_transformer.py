@@ -300,7 +300,7 @@ def test_embedding_dropout_is_off_in_eval(make_config: Any, random_module: Any) 
         ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, "input_ids hold no token"),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 6)},
-            r"attention_mask is \[2, 6\], but input_ids are \[2, 7\] \(with a cache, it speaks of the new tokens only\)",
+            r"attention_mask is \[2, 6\], but input_ids are \[2, 7\] \(with a cache, it speaks of the new tokens",
         ),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep is -1"),
     ],
