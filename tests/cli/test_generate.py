@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,6 +265,14 @@ def test_a_broken_model_is_one_line(
     assert message in result.err
     assert result.err.count("\n") == 1 and result.out == ""
     assert not (tiny_copy / "pwned").exists()
+
+
+def test_not_even_a_warning_of_a_library_stands_beside_the_error(tiny_copy: Path) -> None:
+    damage_pickle(tiny_copy)
+    command = [sys.executable, "-m", "polyformer", "generate", str(tiny_copy), "hi"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.real

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -51,6 +52,8 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line on `arguments` (default: those of the process) and leave with its exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # those of the libraries are for programmers: python -W default shows them
     try:
         code = app(arguments, prog_name="polyformer", standalone_mode=False) or 0  # typer gives 130 for Ctrl-C
         if code == 130:
