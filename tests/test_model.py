@@ -290,7 +290,16 @@ def test_score_is_the_references(model: Model, reference) -> None:  # type: igno
     assert continued.logprobs == pytest.approx(score.logprobs[2:], abs=1e-4)
 
 
+def test_a_long_text_is_scored_in_pieces(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [5 + 3 * number for number in range(30)]
+    whole = model.score(ids).logprobs
+    monkeypatch.setattr("polyformer.model._SCORED_AT_ONCE", 7)
+    assert model.score(ids).logprobs == pytest.approx(whole, abs=1e-4)
+
+
 def test_score_refuses_nothing_and_too_much(model: Model) -> None:
+    with pytest.raises(GenerationError, match="no token 9999: the ids are 0 to 319"):
+        model.score([5, 9999])
     with pytest.raises(GenerationError, match="nothing to score"):
         model.score([5])
     with pytest.raises(GenerationError, match="context of 128"):

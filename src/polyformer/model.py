@@ -48,6 +48,9 @@ _DTYPES = {
 # How generation_config.json names what we take from it when it says do_sample.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
+# Tokens whose logits are held together while a text is scored.
+_SCORED_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
@@ -310,12 +313,23 @@ class Model:
             raise GenerationError(
                 f"{len(ids)} tokens are more than the model's context of {self.context_length}; shorten it"
             )
-        with torch.inference_mode():
-            row = torch.tensor([ids], device=self.device)
-            logits = self.network(row, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
-            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            logprobs = logits.to(dtype).log_softmax(-1).gather(1, row[0, first:, None])[:, 0]
-        return Score(token_ids=ids[first:], logprobs=logprobs.tolist())
+        wrong = [token for token in ids if not 0 <= token < self.config.vocab_size]
+        if wrong:
+            raise GenerationError(f"there is no token {wrong[0]}: the ids are 0 to {self.config.vocab_size - 1}")
+        return Score(token_ids=ids[first:], logprobs=self._logprobs(ids)[first - 1 :])
+
+    @torch.inference_mode()
+    def _logprobs(self, ids: list[int]) -> list[float]:
+        """The log-probability of every token but the first. Read in pieces, for the logits are large."""
+        row = torch.tensor([ids], device=self.device)
+        cache = self.network.new_cache()
+        found: list[float] = []
+        for start in range(0, len(ids) - 1, _SCORED_AT_ONCE):
+            stop = min(start + _SCORED_AT_ONCE, len(ids) - 1)
+            logits = self.network(row[:, start:stop], cache=cache).logits[0]
+            logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            found += logprobs.gather(1, row[0, start + 1 : stop + 1, None])[:, 0].tolist()
+        return found
 
     # --- conversations ----------------------------------------------------------------------------------------------
 
