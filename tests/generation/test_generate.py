@@ -351,6 +351,7 @@ def test_bad_calls(network: DecoderOnly, tokenizer: TextTokenizer, prompts: Prom
         ("stop_token_ids names token 999", lambda: generate(network, prompts, GREEDY.replace(stop_token_ids=[999]))),
         ("prefill_chunk", lambda: generate(network, prompts, GREEDY, prefill_chunk=0)),
         ("cannot be streamed", lambda: stream(network, [1], GenerationSettings(num_beams=2), tokenizer=tokenizer)),
+        ("without a tokenizer; stream_events", lambda: stream(network, [1], GREEDY, tokenizer=None)),
         ("cannot be streamed", lambda: stream(network, [1], GenerationSettings(n=2), tokenizer=tokenizer)),
         ("on_token", lambda: generate(network, [[1]], GenerationSettings(num_beams=2), on_token=print)),
     ]

@@ -127,15 +127,18 @@ def stream(
     prompt: Sequence[int],
     settings: GenerationSettings,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     eos_token_ids: Sequence[int] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     cache_kind: str = "dense",
 ) -> Iterator[str]:
     """The text of one generation in pieces, none empty, that together are the text `generate` gives.
 
-    A piece never holds half a character or a part of a stop string. Arguments and errors as `stream_events`.
+    A piece never holds half a character or a part of a stop string. Arguments and errors as `stream_events`, but the
+    tokenizer must be there.
     """
+    if tokenizer is None:
+        raise GenerationError("text cannot be streamed without a tokenizer; stream_events gives token ids")
     events = stream_events(
         network,
         prompt,
