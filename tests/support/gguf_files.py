@@ -89,6 +89,8 @@ def write_gguf(
     writer.add_tokenizer_model("llama")
     writer.add_pad_token_id(0)
     writer.add_token_list([f"token {number}" for number in range(vocab_size)])
+    writer.add_token_scores([-float(number) for number in range(vocab_size)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocab_size)
     for key, tensor in tensors.items():
         array = np.ascontiguousarray(tensor.detach().float().numpy())
         block = gguf.GGML_QUANT_SIZES[kind][0]
