@@ -50,3 +50,11 @@ def test_initialize_follows_the_seed_and_leaves_the_meta_device_alone() -> None:
 def test_repr_says_the_sizes() -> None:
     assert repr(core.Linear.Config(5, 3).build()) == "Linear(5 -> 3, bias=False)"
     assert repr(core.Embedding.Config(5, 3).build()) == "Embedding(5 x 3)"
+
+
+@pytest.mark.parametrize("deviation", [INITIAL_STANDARD_DEVIATION, 1.0])
+def test_an_embedding_starts_as_wide_as_asked(deviation: float) -> None:
+    torch.manual_seed(0)
+    table = core.TokenEmbedding.Config(200, 100, standard_deviation=deviation).build().tokens.weight.detach()
+    assert float(table.std()) == pytest.approx(deviation, rel=0.03)
+    assert float(table.mean()) == pytest.approx(0.0, abs=0.03 * deviation)

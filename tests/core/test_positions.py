@@ -108,6 +108,10 @@ def test_alibi_slopes(heads: int) -> None:
     torch.testing.assert_close(torch.tensor(slopes), theirs[:, 0, 1], rtol=1e-5, atol=0)
 
 
+def test_alibi_slopes_are_scaled() -> None:
+    assert core.ALiBi.Config(4, scale=0.5).build().slopes() == [2**-3, 2**-5, 2**-7, 2**-9]
+
+
 @pytest.mark.parametrize("heads", [4, 6])
 @pytest.mark.parametrize("span", [Span.of(6), PADDED, CACHED], ids=["whole", "padded", "cached"])
 def test_alibi(heads: int, span: Span) -> None:
