@@ -11,7 +11,7 @@ from polyformer.core import config as core
 from polyformer.core.backends import Scoring, attend
 from polyformer.core.cache import Store
 from polyformer.core.config import require
-from polyformer.core.linear import Linear
+from polyformer.core.linear import Linear, Packable
 from polyformer.core.masks import Bidirectional, Causal, Mask, Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.positions import Relative
@@ -19,7 +19,7 @@ from polyformer.core.rotary import Rotary
 from polyformer.errors import ConfigError
 
 
-class Attention(core.Module):
+class Attention(Packable):
     """Attention of several heads (Vaswani et al., 2017, section 3.2).
 
     Args of the config:
@@ -138,13 +138,10 @@ class Attention(core.Module):
         Returns:
             [batch, new, hidden_size], and the weights [batch, num_heads, new, columns] or None.
         """
-        queries = self._heads(self.query(inputs), self.config.num_heads, self.query_norm)
-        rotary = self.positions if isinstance(self.positions, Rotary) else None
-        if rotary is not None:
-            queries = rotary(queries, span.queries, span)
         if self.config.source_size is None:
-            keys, values = self._self_keys_values(inputs, span, store, rotary)
+            queries, keys, values = self._self_attention(inputs, span, store)
         else:
+            queries = self._heads(self.query(inputs), self.config.num_heads, self.query_norm)
             keys, values = self._source_keys_values(source, store)
         scoring = self._scoring(queries, span)
         relative = self.positions if isinstance(self.positions, Relative) and self.positions.config.values else None
@@ -164,21 +161,26 @@ class Attention(core.Module):
             split = norm(split)
         return split.transpose(1, 2)
 
-    def _project_keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        shared = self.config.num_key_value_heads
-        return self._heads(self.key(source), shared, self.key_norm), self._heads(self.value(source), shared, None)
+    def joint_linears(self) -> tuple[Linear, ...]:
+        """Query, key and value read the same input; those of cross-attention do not."""
+        return (self.query, self.key, self.value) if self.config.source_size is None else ()
 
-    def _self_keys_values(
-        self, inputs: Tensor, span: Span, store: Store | None, rotary: Rotary | None
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self._project_keys_values(inputs)
-        if rotary is not None and not rotary.turns_stored_keys:
-            keys = rotary(keys, span.queries, span)
+    def _self_attention(self, inputs: Tensor, span: Span, store: Store | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the new tokens, keys and values of all in sight."""
+        query, key, value = self.project(inputs)
+        queries = self._heads(query, self.config.num_heads, self.query_norm)
+        keys = self._heads(key, self.config.num_key_value_heads, self.key_norm)
+        values = self._heads(value, self.config.num_key_value_heads, None)
+        rotary = self.positions if isinstance(self.positions, Rotary) else None
+        if rotary is not None:
+            queries = rotary(queries, span.queries, span)
+            if not rotary.turns_stored_keys:
+                keys = rotary(keys, span.queries, span)
         if store is not None:
             keys, values = store.append(keys, values)
         if rotary is not None and rotary.turns_stored_keys:
             keys = rotary(keys, span.keys, span)
-        return keys, values
+        return queries, keys, values
 
     def _source_keys_values(self, source: Tensor | None, store: Store | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the source are made once, and kept in the store if there is one."""
@@ -186,7 +188,9 @@ class Attention(core.Module):
             return store.read()
         if source is None:
             raise ConfigError("cross-attention needs a source: encoder states, or a cache that holds them")
-        keys, values = self._project_keys_values(source)
+        shared = self.config.num_key_value_heads
+        keys = self._heads(self.key(source), shared, self.key_norm)
+        values = self._heads(self.value(source), shared, None)
         return (keys, values) if store is None else store.append(keys, values)
 
     def _scoring(self, queries: Tensor, span: Span) -> Scoring:

@@ -11,10 +11,10 @@ from torch.nn import functional
 from polyformer.core import config as core
 from polyformer.core.activations import activation
 from polyformer.core.config import require
-from polyformer.core.linear import Linear
+from polyformer.core.linear import Linear, Packable
 
 
-class FeedForward(core.Module):
+class FeedForward(Packable):
     """down(activation(up(x))) (Vaswani et al., 2017, equation 2), or gated: down(activation(gate(x)) * up(x)).
 
     The gated form is SwiGLU with "silu", GeGLU with "gelu", ReGLU with "relu" (Shazeer, 2020, equation 6).
@@ -39,11 +39,16 @@ class FeedForward(core.Module):
         self.up = wide.build()
         self.down = Linear.Config(config.intermediate_size, config.hidden_size, config.bias).build()
 
+    def joint_linears(self) -> tuple[Linear, ...]:
+        """Gate and up read the same input."""
+        return (self.gate, self.up) if self.gate is not None else ()
+
     def forward(self, inputs: Tensor) -> Tensor:
         if self.gate is None:
             inner = self.activation(self.up(inputs))
         else:
-            inner = self.activation(self.gate(inputs)) * self.up(inputs)
+            gate, up = self.project(inputs)
+            inner = self.activation(gate) * up
         if self.config.dropout:
             inner = functional.dropout(inner, self.config.dropout, self.training)
         return self.down(inner)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer.core import config as core
+from polyformer.core.packing import Packed, bring_back, can_pack, give_up
 
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
@@ -23,7 +24,43 @@ def initialize(parameter: Tensor, standard_deviation: float = INITIAL_STANDARD_D
         nn.init.normal_(parameter, std=standard_deviation)
 
 
-class Linear(core.Module):
+class Packable(core.Module):
+    """A module whose linear maps can be packed for inference; see `packing`.
+
+    A subclass names those that read the same input in ``joint_linears`` and asks `project` for their results.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint: Packed | None = None
+
+    def joint_linears(self) -> tuple[Linear, ...]:
+        """Maps that read the same input; none if there is nothing to join."""
+        return ()
+
+    def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The result of each of ``joint_linears``."""
+        if self.joint is not None:
+            return self.joint.split(inputs)
+        return tuple(linear(inputs) for linear in self.joint_linears())
+
+    def pack(self) -> None:
+        """Pack the weights, if this machine gains by it and every map still is a plain `Linear`."""
+        linears = self.joint_linears()
+        if self.joint is None and linears and all(type(linear) is Linear and linear.packs for linear in linears):
+            self.joint = Packed([linear.weight for linear in linears], [linear.bias for linear in linears])
+            for linear in linears:
+                give_up(linear.weight)
+
+    def unpack(self) -> None:
+        """Back to plain weights, bit for bit."""
+        if self.joint is not None:
+            for linear, weight in zip(self.joint_linears(), self.joint.plain(), strict=True):
+                bring_back(linear.weight, weight)
+            self.joint = None
+
+
+class Linear(Packable):
     """y = x Wᵀ + b, for x [..., in_features] and y [..., out_features]. W is [out_features, in_features].
 
     It starts as N(0, 0.02²) with b = 0, the custom of language models since GPT.
@@ -42,7 +79,16 @@ class Linear(core.Module):
         self.bias = nn.Parameter(torch.zeros(config.out_features)) if config.bias else None
         initialize(self.weight)
 
+    @property
+    def packs(self) -> bool:
+        return can_pack(self.weight)
+
+    def joint_linears(self) -> tuple[Linear, ...]:
+        return (self,)
+
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.joint is not None:
+            return self.joint(inputs)
         return functional.linear(inputs, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -14,9 +14,11 @@ from polyformer.core.attention import Attention
 from polyformer.core.cache import Cache, Store
 from polyformer.core.config import require
 from polyformer.core.feedforward import FeedForward, MixtureOfExperts
-from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear, initialize
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear, Packable, initialize
 from polyformer.core.masks import PrefixCausal, Span
+from polyformer.core.network import Network
 from polyformer.core.normalization import LayerNorm, RMSNorm
+from polyformer.core.packing import Packed, bring_back, can_pack, give_up
 from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
 from polyformer.errors import ConfigError
 
@@ -292,7 +294,7 @@ class TokenEmbedding(core.Module):
         return functional.dropout(hidden, self.config.dropout, self.training) if self.config.dropout else hidden
 
 
-class Head(core.Module):
+class Head(Packable):
     """Vectors to scores over the vocabulary.
 
     Args of the config:
@@ -320,9 +322,24 @@ class Head(core.Module):
             initialize(self.weight)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.bias else None
 
+    def pack_table(self, table: Tensor) -> None:
+        """Pack the matrix: its own, or a copy of the embedding's table, which stays for looking up rows."""
+        if self.joint is None and can_pack(table):
+            self.joint = Packed([table if self.weight is None else self.weight], [self.bias])
+            if self.weight is not None:
+                give_up(self.weight)
+
+    def unpack(self) -> None:
+        if self.joint is not None and self.weight is not None:
+            bring_back(self.weight, self.joint.plain()[0])
+        self.joint = None
+
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """hidden [..., hidden_size] and the embedding's table [vocab_size, hidden_size] -> logits [..., vocab_size]."""
-        logits = functional.linear(hidden, table if self.weight is None else self.weight, self.bias)
+        if self.joint is not None:
+            logits = self.joint(hidden)
+        else:
+            logits = functional.linear(hidden, table if self.weight is None else self.weight, self.bias)
         if self.config.scale is not None:
             logits = logits * self.config.scale
         if self.config.soft_cap is not None:
@@ -330,7 +347,7 @@ class Head(core.Module):
         return logits
 
 
-class DecoderOnly(core.Module):
+class DecoderOnly(Network):
     """A language model: embeddings, a stack of causal layers, a head (GPT and everything after it).
 
     Args of the config:
@@ -384,13 +401,10 @@ class DecoderOnly(core.Module):
         self.stack = config.stack.build()
         self.head = config.head.build()
 
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.tokens.weight.dtype
+    def pack(self) -> DecoderOnly:
+        super().pack()
+        self.head.pack_table(self.embedding.tokens.weight)
+        return self
 
     def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
         """An empty cache for this network.
