@@ -256,15 +256,17 @@ def test_stream_equals_generate(
 def test_stop_token_ids_and_text_without_the_end(
     network: DecoderOnly, tokenizer: TextTokenizer, prompts: Prompts
 ) -> None:
-    plain = generate(network, prompts, GREEDY, tokenizer=tokenizer)[0][0]
+    letters = GREEDY.replace(logit_bias=dict.fromkeys(range(94), 20.0))
+    plain = generate(network, prompts, letters, tokenizer=tokenizer)[0][0]
     end = plain.token_ids[4]
     first = plain.token_ids.index(end)
-    stopped = generate(network, prompts, GREEDY.replace(stop_token_ids=[end]), tokenizer=tokenizer)[0][0]
+    assert tokenizer.decode([end]) != ""
+    stopping = letters.replace(stop_token_ids=[end])
+    stopped = generate(network, prompts, stopping, tokenizer=tokenizer)[0][0]
     assert stopped.token_ids == plain.token_ids[: first + 1]
     assert (stopped.finish_reason, stopped.stopped_by) == ("stop", end)
     assert stopped.text == tokenizer.decode(plain.token_ids[:first])
-    streamed = "".join(stream(network, prompts[0], GREEDY.replace(stop_token_ids=[end]), tokenizer=tokenizer))
-    assert streamed == stopped.text
+    assert "".join(stream(network, prompts[0], stopping, tokenizer=tokenizer)) == stopped.text
 
 
 def test_min_new_tokens_holds_every_end_back(network: DecoderOnly, tokenizer: TextTokenizer, prompts: Prompts) -> None:
