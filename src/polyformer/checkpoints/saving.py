@@ -71,7 +71,7 @@ def save_network(
     """
     folder = Path(folder)
     values = family.write_config(network.config)
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    parameters = network.state_dict()  # of plain weights, also from a packed network
     if not parameters:
         raise CheckpointError("the network has no weights to save")
     values["torch_dtype"] = str(next(iter(parameters.values())).dtype).removeprefix("torch.")

@@ -38,10 +38,11 @@ class Network(core.Module):
 
     def pack(self: Self) -> Self:
         """Pack every linear map that gains by it (16-bit weights on a CPU with instructions for them); others stay."""
-        for module in self.modules():
-            if isinstance(module, Packable):
-                module.pack()
-        self.packed = True
+        if not self.packed:
+            for module in self.modules():
+                if isinstance(module, Packable):
+                    module.pack()
+            self.packed = True
         return self
 
     def unpack(self: Self) -> Self:

@@ -403,7 +403,7 @@ class DecoderOnly(Network):
 
     def pack(self) -> DecoderOnly:
         super().pack()
-        self.head.pack_table(self.embedding.tokens.weight)
+        self.head.pack_table(self.embedding.tokens.weight)  # does nothing the second time
         return self
 
     def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:

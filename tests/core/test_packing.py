@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, LayerNorm, Stack, TokenEmbedding
+from polyformer.core.network import Network
+from polyformer.core.packing import can_pack
+from polyformer.core.rotary import Rotary
+
+needs_packing = pytest.mark.skipif(
+    not can_pack(torch.empty(1, 1, dtype=torch.bfloat16)), reason="this CPU has no 16-bit instructions"
+)
+
+
+def build(dtype: torch.dtype = torch.bfloat16, *, tied: bool = True, gated: bool = True) -> DecoderOnly:
+    torch.manual_seed(0)
+    attention = Attention.Config(
+        48, 4, 2, positions=Rotary.Config(12), bias=True, key_bias=False, query_key_norm=LayerNorm.Config(12)
+    )
+    layer = Layer.Config(attention, FeedForward.Config(48, 80, "silu", gated, bias=not gated), LayerNorm.Config(48))
+    config = DecoderOnly.Config(
+        TokenEmbedding.Config(101, 48), Stack.Config((layer, layer), layer.norm), Head.Config(48, 101, tied, bias=True)
+    )
+    network = config.build()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.to(dtype).eval()
+
+
+IDS = torch.randint(0, 101, (2, 23), generator=torch.Generator().manual_seed(1))
+
+
+@needs_packing
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@torch.inference_mode()
+def test_packed_network_gives_the_same_logits(tied: bool, gated: bool) -> None:
+    network = build(tied=tied, gated=gated)
+    plain = network(IDS).logits.double().log_softmax(-1)
+    packed = network.pack()(IDS).logits.double().log_softmax(-1)
+    assert network.stack.layers[0].attention.query.weight.is_meta, "packing must not take memory twice"
+    # Joined matrices may be summed in another order: rounding of bfloat16, measured as KL divergence.
+    divergence = (plain.exp() * (plain - packed)).sum(-1)
+    assert float(divergence.max()) < 1e-3
+    cache = network.new_cache()
+    network(IDS[:, :10], cache=cache)
+    stepped = network(IDS[:, 10:], cache=cache).logits.double().log_softmax(-1)
+    assert float((packed[:, 10:].exp() * (packed[:, 10:] - stepped)).sum(-1).max()) < 1e-3
+
+
+@needs_packing
+def test_plain_weights_come_back_bit_for_bit() -> None:
+    network = build(tied=False)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    parameters = dict(network.named_parameters())
+    network.pack().unpack()
+    assert dict(network.named_parameters()).keys() == parameters.keys()
+    for name, parameter in network.named_parameters():
+        assert parameter is parameters[name], "an optimizer must keep the parameters it was given"
+        assert torch.equal(parameter, before[name])
+        assert parameter.requires_grad
+
+
+@needs_packing
+@pytest.mark.parametrize("touch", ["state_dict", "train", "to", "gradient", "load"])
+def test_whatever_needs_plain_weights_brings_them_back(touch: str) -> None:
+    network = build()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.inference_mode():  # as generation does
+        network.pack()(IDS)
+    assert isinstance(network, Network) and network.packed
+    if touch == "state_dict":
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    elif touch == "train":
+        network.train()
+    elif touch == "to":
+        network.to(torch.float64)
+        assert network(IDS).logits.dtype == torch.float64
+    elif touch == "gradient":
+        network(IDS).logits.sum().backward()
+        assert network.stack.layers[0].attention.query.weight.grad is not None
+    else:
+        network.load_state_dict(before)
+    assert not network.packed
+    assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+@needs_packing
+def test_copies_are_independent() -> None:
+    network = build()
+    network.pack()
+    twin = copy.deepcopy(network)
+    network.unpack()
+    with torch.inference_mode():
+        assert twin.packed
+        twin(IDS)
+    twin.unpack()
+    with torch.no_grad():
+        twin.stack.layers[0].attention.query.weight.zero_()
+    assert network.stack.layers[0].attention.query.weight.abs().sum() > 0
+
+
+@torch.inference_mode()
+def test_other_dtypes_stay_as_they_are() -> None:
+    network = build(torch.float32)
+    plain = network(IDS).logits
+    assert torch.equal(network.pack()(IDS).logits, plain)
+    assert not any(parameter.is_meta for parameter in network.parameters())
