@@ -164,8 +164,8 @@ class Model:
 
     Attributes:
         network: the ``torch.nn.Module``. Generation packs its weights where that is faster (16 bits on a CPU): its
-            parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or a
-            move bring them back.
+            parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or
+            a move bring them back.
         tokenizer: text to ids and back; None for a model that takes and gives ids.
         config: the network's config tree.
         family: how the network is written in files.

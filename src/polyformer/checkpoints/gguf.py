@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyformer.checkpoints.dequantize import BLOCK_FORMATS, OTHER_TYPE_NAMES, BlockFormat, dequantize
 from polyformer.checkpoints.memory import copy_out
-from polyformer.checkpoints.sources import TensorSource
+from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError
 
 _MAGIC = b"GGUF"

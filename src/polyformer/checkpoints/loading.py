@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.checkpoints.memory import one_thread
-from polyformer.checkpoints.sources import TensorSource, open_tensors
+from polyformer.checkpoints.sources import open_tensors
+from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError, ConfigError
 from polyformer.families import find_family, find_gguf_family, find_writer
 from polyformer.families.base import Family

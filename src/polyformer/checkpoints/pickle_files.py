@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyformer.checkpoints.memory import copy_out
-from polyformer.checkpoints.sources import TensorSource
+from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError
 
 

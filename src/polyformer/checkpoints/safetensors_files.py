@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyformer.checkpoints.memory import copy_out
-from polyformer.checkpoints.sources import TensorSource
+from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError
 
 _DTYPES: dict[str, torch.dtype] = {

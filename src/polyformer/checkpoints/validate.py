@@ -14,7 +14,8 @@ from polyformer.checkpoints.disk import readable_size
 from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.checkpoints.loading import CONFIG_FILE, build_on_meta, plan_for, read_config_file, recognize
 from polyformer.checkpoints.saving import GENERATION_CONFIG_FILE
-from polyformer.checkpoints.sources import TensorSource, open_tensors
+from polyformer.checkpoints.sources import open_tensors
+from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError, PolyformerError
 
 Status = Literal["ok", "note", "failed", "skipped"]
