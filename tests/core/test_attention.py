@@ -17,11 +17,14 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from polyformer import core
 from polyformer.core.masks import Span
+from polyformer.core.rotary import LongRoPEScaling
 from polyformer.errors import ConfigError
 
 WIDTH = 12
 PADDING = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 0]])
 ROTARY = core.Rotary.Config(4, base=50.0)
+# By the length at which the long factors come in; the rows of these tests have 7 tokens, or 5 with padding.
+LONG_ROPE = {switch: LongRoPEScaling((1.0, 1.5), (2.0, 7.0), switch, 1.3) for switch in (4, 7)}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "multi-head": {"num_heads": 4},
@@ -34,6 +37,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window with sinks": {"num_heads": 4, "mask": core.SlidingWindow(2, sinks=1)},
     "block-local": {"num_heads": 4, "mask": core.BlockLocal(3)},
     "rotary": {"num_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "positions": ROTARY},
+    "rotary of all numbers": {"num_heads": 2, "positions": core.Rotary.Config(6, base=50.0)},
+    "LongRoPE, short": {"num_heads": 2, "positions": core.Rotary.Config(4, 50.0, scaling=LONG_ROPE[7])},
+    "LongRoPE, long": {"num_heads": 2, "positions": core.Rotary.Config(4, 50.0, scaling=LONG_ROPE[4])},
     "norm of each head": {
         "num_heads": 4,
         "num_key_value_heads": 2,
@@ -84,11 +90,16 @@ def normalized(vectors: torch.Tensor, norm: Any) -> torch.Tensor:
 def turned(vectors: torch.Tensor, positions: torch.Tensor, config: Any) -> torch.Tensor:
     """vectors [batch, tokens, head_dim]: pairs (i, i + half) of the first rotary_dim numbers turn in the plane."""
     half, result = config.rotary_dim // 2, vectors.clone()
+    factors, size = (1.0,) * half, 1.0
+    if config.scaling is not None:
+        is_long = int(positions.max()) + 1 > config.scaling.original_max_positions
+        factors = config.scaling.long_factors if is_long else config.scaling.short_factors
+        size = config.scaling.attention_factor
     for pair in range(half):
-        angle = positions.double() * config.base ** (-pair / half)
+        angle = positions.double() * config.base ** (-pair / half) / factors[pair]
         x, y = vectors[..., pair], vectors[..., half + pair]
-        result[..., pair] = x * angle.cos() - y * angle.sin()
-        result[..., half + pair] = x * angle.sin() + y * angle.cos()
+        result[..., pair] = size * (x * angle.cos() - y * angle.sin())
+        result[..., half + pair] = size * (x * angle.sin() + y * angle.cos())
     return result
 
 

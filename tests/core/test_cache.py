@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from polyformer import core
 from polyformer.core import cache as cache_module
+from polyformer.core.backends import attention_backend
 from polyformer.core.cache import Int8Store
 from polyformer.core.rotary import DynamicNTKScaling, LinearScaling, Llama3Scaling, LongRoPEScaling, YaRNScaling
 from polyformer.errors import ConfigError
@@ -247,14 +248,19 @@ def test_padding_is_not_looked_at_whatever_it_holds(make_config: Any, random_mod
 
 
 @torch.no_grad()
-def test_a_row_of_nothing_but_padding_gives_no_nan(make_config: Any, random_module: Any) -> None:
-    network = random_module(make_config(**NETWORKS["sinks and soft cap"]))
-    mask = torch.tensor([[0, 0, 0], [1, 1, 1]])
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+@pytest.mark.parametrize("name", ["rotary", "ALiBi", "window"])
+def test_a_row_of_nothing_but_padding_gives_no_nan(
+    name: str, backend: str, make_config: Any, random_module: Any
+) -> None:
+    network = random_module(make_config(**NETWORKS[name]))
+    mask, ids = torch.tensor([[0, 0, 0], [1, 1, 1]]), random_ids(2, 4, 3)
     cache = network.new_cache()
-    assert network(random_ids(2, 3), attention_mask=mask, cache=cache).logits.isfinite().all()
-    assert cache.row_lengths().tolist() == [0, 3]
-    ids = random_ids(2, 4, 3)
-    assert_same(network(ids, cache=cache).logits[0], network(ids[:1]).logits[0])
+    with attention_backend(backend):
+        assert network(random_ids(2, 3), attention_mask=mask).logits.isfinite().all()
+        assert network(random_ids(2, 3), attention_mask=mask, cache=cache).logits.isfinite().all()
+        assert cache.row_lengths().tolist() == [0, 3]
+        assert_same(network(ids, cache=cache).logits[0], network(ids[:1]).logits[0])
 
 
 @torch.no_grad()
