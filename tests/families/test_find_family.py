@@ -21,7 +21,14 @@ def test_an_unknown_architecture_names_the_nearest(name: str, nearest: str) -> N
 
 
 def test_gguf_architectures() -> None:
-    known = {"gpt2": "gpt2", "gptj": "gptj", "falcon": "falcon", "starcoder": "gpt_bigcode", "starcoder2": "starcoder2"}
+    known = {
+        "gpt2": "gpt2",
+        "gptj": "gptj",
+        "gptneox": "gpt_neox",
+        "falcon": "falcon",
+        "starcoder": "gpt_bigcode",
+        "starcoder2": "starcoder2",
+    }
     for architecture, name in known.items():
         family = find_gguf_family(architecture)
         assert family.name == name

@@ -15,6 +15,7 @@ _MODULES = {
     "openai-gpt": "gpt",
     "gpt2": "gpt2",
     "gpt_neo": "gpt_neo",
+    "gpt_neox": "gpt_neox",
     "gptj": "gptj",
     "llama": "llama",
     "mistral": "mistral",
@@ -36,6 +37,7 @@ _MODULES = {
 _GGUF = {
     "gpt2": "gpt2",
     "gptj": "gptj",
+    "gptneox": "gpt_neox",
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",

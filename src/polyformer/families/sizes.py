@@ -121,6 +121,21 @@ def _gpt_neo(width: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
+def _gpt_neox(width: int, layers: int, heads: int, vocab_size: int, activation: str = "gelu") -> dict[str, Any]:
+    """The keys in which releases differ; the others say what the reader takes for them anyway."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+    }
+
+
+_PYTHIA_CARD = "model card of EleutherAI/pythia-70m, total parameters of every size"
+
+
 def _llama(width: int, inner: int, layers: int, heads: int, shared: int, **more: Any) -> dict[str, Any]:
     """The layout that LLaMA made common; what differs by release comes in ``more``."""
     values = {
@@ -301,6 +316,7 @@ _GPT_J = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": False,
 }
+_GPT_NEOX = _gpt_neox(6144, 44, 64, 50432, "gelu_fast")
 _MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6}
 
 
@@ -330,6 +346,15 @@ _TABLE = (
     Size("gpt-neo-1.3b", "gpt_neo", "1.3B", "model card of EleutherAI/gpt-neo-1.3B", values=_gpt_neo(2048, 24, 16)),
     Size("gpt-neo-2.7b", "gpt_neo", "2.7B", "model card of EleutherAI/gpt-neo-2.7B", values=_gpt_neo(2560, 32, 20)),
     Size("gpt-j-6b", "gptj", "6.05B", "model card of EleutherAI/gpt-j-6b", values=_GPT_J),
+    Size("gpt-neox-20b", "gpt_neox", "20,554,567,680", "model card of EleutherAI/gpt-neox-20b", values=_GPT_NEOX),
+    Size("pythia-70m", "gpt_neox", "70,426,624", _PYTHIA_CARD, values=_gpt_neox(512, 6, 8, 50304)),
+    Size("pythia-160m", "gpt_neox", "162,322,944", _PYTHIA_CARD, values=_gpt_neox(768, 12, 12, 50304)),
+    Size("pythia-410m", "gpt_neox", "405,334,016", _PYTHIA_CARD, values=_gpt_neox(1024, 24, 16, 50304)),
+    Size("pythia-1b", "gpt_neox", "1,011,781,632", _PYTHIA_CARD, values=_gpt_neox(2048, 16, 8, 50304)),
+    Size("pythia-1.4b", "gpt_neox", "1,414,647,808", _PYTHIA_CARD, values=_gpt_neox(2048, 24, 16, 50304)),
+    Size("pythia-2.8b", "gpt_neox", "2,775,208,960", _PYTHIA_CARD, values=_gpt_neox(2560, 32, 32, 50304)),
+    Size("pythia-6.9b", "gpt_neox", "6,857,302,016", _PYTHIA_CARD, values=_gpt_neox(4096, 32, 32, 50432)),
+    Size("pythia-12b", "gpt_neox", "11,846,072,320", _PYTHIA_CARD, values=_gpt_neox(5120, 36, 40, 50688)),
     Size("llama-7b", "llama", "6.7B", _LLAMA_PAPER, values=_llama(4096, 11008, 32, 32, 32, **_LLAMA_1)),
     Size("llama-13b", "llama", "13.0B", _LLAMA_PAPER, values=_llama(5120, 13824, 40, 40, 40, **_LLAMA_1)),
     Size("llama-33b", "llama", "32.5B", _LLAMA_PAPER, values=_llama(6656, 17920, 60, 52, 52, **_LLAMA_1)),
