@@ -91,24 +91,29 @@ def talk_in_terminal(conversation: Conversation, name: str) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (input() then edits the line and remembers earlier ones)
     note(f"{name}. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+    answering = stopped = False
     while True:
+        # Ctrl-C may be pressed at any moment, twice too: what is said about it is said inside the try again.
         try:
+            if stopped:
+                stopped = False
+                print()
+                note("stopped; the conversation goes on." if answering else "Ctrl-D or /exit leaves.")
+            answering = False
             message = read_message()
+            answering = True
+            if message.startswith("/"):
+                if not obey(conversation, message):
+                    return
+            elif message.strip():
+                answer(conversation, message)
         except KeyboardInterrupt:
-            print()
-            note("Ctrl-D or /exit leaves.")
-            continue
+            stopped = True
         except EOFError:
             print()
             return
-        if message.startswith("/"):
-            if not obey(conversation, message):
-                return
-        elif message.strip():
-            try:
-                answer(conversation, message)
-            except PolyformerError as error:
-                note(f"error: {error}")
+        except PolyformerError as error:
+            note(f"error: {error}")
 
 
 def read_message() -> str:
@@ -122,18 +127,15 @@ def read_message() -> str:
 
 def answer(conversation: Conversation, message: str) -> None:
     dropped = conversation.dropped
-    with closing(conversation.ask(message)) as pieces:
-        try:
+    try:
+        with closing(conversation.ask(message)) as pieces:
             for piece in pieces:
                 print(piece, end="", flush=True)
-            print()
-        except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
-            print()
-            note("stopped; the conversation goes on.")
-    if conversation.dropped > dropped:
-        note(f"The conversation outgrew the model's context: its oldest {conversation.dropped} messages were left out.")
+        print()
+    finally:
+        if conversation.dropped > dropped:
+            count = conversation.dropped
+            note(f"The conversation outgrew the model's context: its oldest {count} messages were left out.")
 
 
 def obey(conversation: Conversation, line: str) -> bool:
