@@ -79,3 +79,16 @@ def test_follower_gives_the_rest_of_an_unfinished_character(tokenizer: TextToken
     follower = TextFollower(tokenizer, GenerationSettings())
     assert [follower.push(token) for token in ids] == ["", ""]
     assert follower.finish() == tokenizer.decode(ids) == follower.text
+
+
+def test_stop_strings_count_from_the_minimum_on(tokenizer: TextTokenizer) -> None:
+    """The token that reaches `min_new_tokens` may complete a stop string, the one before may not."""
+    ids = tokenizer.encode("xyz", add_special_tokens=False)
+    for minimum, stop in ((3, "z"), (2, "y"), (3, "yz")):
+        follower = TextFollower(tokenizer, GenerationSettings(min_new_tokens=minimum, stop=(stop,)))
+        for token in ids[:minimum]:
+            assert follower.stopped_by is None
+            follower.push(token)
+        assert follower.stopped_by == stop
+    early = TextFollower(tokenizer, GenerationSettings(min_new_tokens=3, stop=("y",)))
+    assert [early.push(token) for token in ids] == ["x", "y", "z"] and early.stopped_by is None

@@ -74,8 +74,6 @@ def typical(logits: Tensor, mass: float) -> Tensor:
     reached = functional.softmax(logits.gather(-1, order), dim=-1).cumsum(dim=-1)
     crossing = (reached < mass).sum(dim=-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
     atypical = distance > ascending.gather(-1, crossing)
-    # The most typical token stays even where rounding or a NaN distance (a logit of -inf) would say otherwise.
-    atypical.scatter_(-1, order[:, :1], False)
     return logits.masked_fill(atypical, -math.inf)
 
 
