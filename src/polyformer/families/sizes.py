@@ -133,9 +133,6 @@ def _gpt_neox(width: int, layers: int, heads: int, vocab_size: int, activation: 
     }
 
 
-_PYTHIA_CARD = "model card of EleutherAI/pythia-70m, total parameters of every size"
-
-
 def _llama(width: int, inner: int, layers: int, heads: int, shared: int, **more: Any) -> dict[str, Any]:
     """The layout that LLaMA made common; what differs by release comes in ``more``."""
     values = {
@@ -316,6 +313,7 @@ _GPT_J = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": False,
 }
+_PYTHIA_CARD = "model card of EleutherAI/pythia-70m, total parameters of every size"
 _GPT_NEOX = _gpt_neox(6144, 44, 64, 50432, "gelu_fast")
 _MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6}
 
