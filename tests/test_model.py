@@ -415,6 +415,22 @@ def test_save_writes_what_transformers_loads(model: Model, reference, tmp_path: 
     assert again.generate(PROMPT, **GREEDY) == model.generate(PROMPT, **GREEDY)
 
 
+def test_what_generation_does_to_the_weights_is_not_seen(tiny_llama: Path, tmp_path: Path) -> None:
+    """Weights of 16 bits are packed for generation; scores, the state dict and saved files are those of the plain ones."""
+    own = polyformer.load(tiny_llama, dtype="bfloat16", device="cpu")
+    before = {name: tensor.clone() for name, tensor in own.network.state_dict().items()}
+    score = own.score(PROMPT)
+    first = own.generate(PROMPT, **GREEDY)
+    assert own.score(PROMPT).logprobs == pytest.approx(score.logprobs, abs=0.05)
+    assert own.device == torch.device("cpu") and own.dtype == torch.bfloat16
+    own.generate(PROMPT, **GREEDY)
+    own.save(tmp_path / "saved")
+    saved = polyformer.load(tmp_path / "saved", device="cpu")
+    for network in (own.network, saved.network):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert saved.generate(PROMPT, **GREEDY) == first
+
+
 def test_save_keeps_the_generation_defaults(tiny_copy: Path, tmp_path: Path) -> None:
     write_generation_config(tiny_copy, eos_token_id=[0, 7], do_sample=True, temperature=0.5)
     own = polyformer.load(tiny_copy, device="cpu")
@@ -441,7 +457,7 @@ def test_smollm2_knows_the_capital_of_france(smollm2: Path) -> None:
 
 @pytest.mark.real
 def test_a_quantized_file_is_computed_in_bfloat16_where_there_are_instructions(smollm2: Path) -> None:
-    from polyformer.model import has_bfloat16
+    from polyformer.core.placement import has_bfloat16
 
     model = polyformer.load(smollm2, device="cpu")
     assert model.dtype == (torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32)

@@ -13,13 +13,13 @@ import importlib
 
 TYPE_CHECKING = False  # true for type checkers, which know the name; `typing` itself takes a while to import
 if TYPE_CHECKING:
-    from polyformer.model import Model, load
+    from polyformer.model import Model, build, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "__version__", "build", "load"]
 
 # public name -> the module that holds it
-_LAZY = {"Model": "polyformer.model", "load": "polyformer.model"}
+_LAZY = {"Model": "polyformer.model", "build": "polyformer.model", "load": "polyformer.model"}
 
 
 def __getattr__(name: str) -> object:

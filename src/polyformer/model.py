@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
+from polyformer.core.config import Config
+from polyformer.core.placement import has_bfloat16, parse_device, parse_dtype, require_memory
 from polyformer.core.transformer import DecoderOnly
 from polyformer.errors import CapabilityError, CheckpointError, ConfigError, GenerationError
 from polyformer.generation.generate import generate, stream, stream_events
@@ -30,20 +30,6 @@ Prompt: TypeAlias = "str | Ids"
 Message: TypeAlias = "Mapping[str, Any]"
 
 GENERATION_CONFIG = "generation_config.json"
-
-_DTYPES = {
-    "float64": torch.float64,
-    "double": torch.float64,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "f32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "half": torch.float16,
-    "fp16": torch.float16,
-    "f16": torch.float16,
-}
 
 # How generation_config.json names what we take from it when it says do_sample.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -147,6 +133,48 @@ def load(
         network = checkpoint.load(dtype=asked, device=place)
     assert isinstance(network, DecoderOnly)
     return Model(network, checkpoint.family, tokenizer=tokenizer, generation_defaults=defaults)
+
+
+def build(
+    what: str | Config,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+) -> Model:
+    """A new model with random weights, to train or to study. It has no tokenizer: it takes and gives token ids.
+
+    Args:
+        what: the name of a public size (``"gpt2-medium"``, ``"palm-8b"``; ``polyformer models --sizes`` lists them), or
+            the config of a network of one's own.
+        dtype, device: as in `load`.
+        seed: the same seed gives the same weights on the same kind of device.
+
+    Raises:
+        ConfigError: there is no such size, dtype or device, or the weights do not fit into memory.
+    """
+    from polyformer.families import find_family
+    from polyformer.families.sizes import build_config, find_size
+
+    config = build_config(what) if isinstance(what, str) else what
+    family = find_family(find_size(what).family if isinstance(what, str) else "polyformer")
+    place, kind = parse_device(device), parse_dtype(dtype) or torch.float32
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in config.build().parameters())
+    require_memory(count * kind.itemsize, place, f"{count:,} parameters in {str(kind).removeprefix('torch.')}")
+    devices = [place] if place.type == "cuda" else []
+    usual = torch.get_default_dtype()
+    with torch.random.fork_rng(devices), torch.device(place):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            torch.set_default_dtype(kind)
+            network = config.build()
+        finally:
+            torch.set_default_dtype(usual)
+    if not isinstance(network, DecoderOnly):
+        raise ConfigError(f"{config.kind} is a part, not a whole network: build a DecoderOnly.Config")
+    return Model(network, family)
 
 
 def _tokenizer_of(checkpoint: Checkpoint) -> TextTokenizer | None:
@@ -559,50 +587,6 @@ class Conversation:
                     "shorten them"
                 )
             dropped += 2
-
-
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """
-    Raises:
-        ConfigError: it is not the name of a floating-point dtype that networks run in; the nearest is named.
-    """
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.").lower()
-    if name not in _DTYPES:
-        near = difflib.get_close_matches(name, _DTYPES, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"dtype {name!r} is not known: choose float32, bfloat16, float16 or float64{hint}")
-    return _DTYPES[name]
-
-
-def parse_device(device: str | torch.device | None) -> torch.device:
-    """
-    Raises:
-        ConfigError: there is no such device on this machine.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        count = torch.cuda.device_count()
-        here = "cpu" + "".join(f", cuda:{number}" for number in range(count))
-        reason = str(error).split("\n")[0][:100]
-        raise ConfigError(f"device {str(device)!r} cannot be used: {reason}; this machine has {here}") from None
-    return place
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16 numbers."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _as_lists(value: Any) -> Any:

@@ -76,3 +76,12 @@ def test_a_failed_download_is_one_line(run: Callable, monkeypatch: pytest.Monkey
     monkeypatch.setattr("polyformer.checkpoints.pull.pull", fetch)
     result = run("pull", "smollm2-135m-instruct")
     assert result == (2, "", "error: x could not be fetched; every source failed: hub (a/b): no answer\n")
+
+
+def test_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    from polyformer.cli.models import list_sizes
+
+    list_sizes(as_json=True)
+    sizes = {size["name"]: size for size in json.loads(capsys.readouterr().out)}
+    assert sizes["gpt2"]["family"] == "gpt2"
+    assert sizes["palm-540b"]["published"]

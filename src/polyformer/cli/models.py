@@ -15,6 +15,7 @@ HELP = """List the models that have a name here, and those in the cache.
 [bold]Examples[/bold]
 polyformer models
 polyformer models --json
+polyformer models --sizes     the public sizes that polyformer.build("name") makes, with random weights
 """
 
 
@@ -22,7 +23,13 @@ def register(app: typer.Typer) -> None:
     app.command("models", help=HELP)(models)
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False) -> None:
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False,
+    sizes: Annotated[bool, typer.Option("--sizes", help="The named public sizes instead: no weights.")] = False,
+) -> None:
+    if sizes:
+        list_sizes(as_json)
+        return
     from polyformer.checkpoints.catalogue import ENTRIES, list_models
 
     cached = {model.name: model for model in list_models()}
@@ -48,6 +55,25 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="A JSON list ins
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print_table(rows)
+
+
+def list_sizes(as_json: bool) -> None:
+    from polyformer.families.sizes import SIZES
+
+    if as_json:
+        keys = ("name", "family", "published", "source")
+        print(json.dumps([{key: getattr(size, key) for key in keys} for size in SIZES.values()], indent=2))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "family", box=SIMPLE_HEAD)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("published in")
+    for size in SIZES.values():
+        table.add_row(size.name, size.family, size.published, size.source)
+    Console().print(table)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
