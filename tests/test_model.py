@@ -416,7 +416,7 @@ def test_save_writes_what_transformers_loads(model: Model, reference, tmp_path: 
 
 
 def test_what_generation_does_to_the_weights_is_not_seen(tiny_llama: Path, tmp_path: Path) -> None:
-    """Weights of 16 bits are packed for generation; scores, the state dict and saved files are those of the plain ones."""
+    """16-bit weights are packed for generation; scores, the state dict and saved files are those of the plain ones."""
     own = polyformer.load(tiny_llama, dtype="bfloat16", device="cpu")
     before = {name: tensor.clone() for name, tensor in own.network.state_dict().items()}
     score = own.score(PROMPT)
