@@ -213,3 +213,29 @@ def test_option_names_in_the_text_exist(page: Path) -> None:
     everywhere = {name for options in options_of_commands().values() for name in options}
     for option in re.findall(r"`(--[a-z-]+)[^`\n]*`", FENCE.sub("", page.read_text(encoding="utf-8"))):
         assert option in everywhere, f"{page.name}: no command has the option {option}"
+
+
+def test_the_tables_of_families_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import family_tables
+
+    page = family_tables.PAGE.read_text(encoding="utf-8")
+    assert page == family_tables.written(page), "run: python docs/family_tables.py"
+
+
+def test_every_setting_of_generation_is_documented() -> None:
+    from dataclasses import fields
+
+    from polyformer.generation import GenerationSettings
+
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    missing = [field.name for field in fields(GenerationSettings) if f"| `{field.name}`" not in page]
+    assert not missing, f"generation.md says nothing of {', '.join(missing)}"
+
+
+def test_every_command_and_option_is_documented() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for command, options in options_of_commands().items():
+        assert f"## polyformer {command}".rstrip() in page or not command, f"no heading for polyformer {command}"
+        for option in options - {"-h"}:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", page), f"command-line.md says nothing of {option}"
