@@ -55,6 +55,7 @@ $(TORCH_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "Polyformer needs Python 3.10 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade "pip>=24.1"
 	@echo "Installing $(TORCH) into $(VENV) (a few minutes the first time)"
 	@$(PIP) "$(TORCH)"
 	@touch $@

