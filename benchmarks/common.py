@@ -137,7 +137,7 @@ def _processor_facts() -> dict[str, Any]:
 
 
 def _busy_share(seconds: float = 0.5) -> float | None:
-    """The part of the cores' time that other programs take while this one sleeps; None where the system does not say."""
+    """The part of the cores' time that others take while this program sleeps; None where the system does not say."""
 
     def ticks() -> tuple[int, int]:
         numbers = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

@@ -36,6 +36,18 @@ class Sizes:
 QUICK = Sizes(decode=4, batch=2, prefill=16, beam=3, repetitions=1)
 
 
+def complete(texts: list[list[int]], count: int) -> list[list[int]]:
+    """The texts, each of so many tokens.
+
+    Raises:
+        SystemExit: one is shorter, so that speeds could not be compared.
+    """
+    for tokens in texts:
+        if len(tokens) != count:
+            raise SystemExit(f"{len(tokens)} tokens were generated instead of {count}")
+    return texts
+
+
 class Peer:
     """transformers' side. Texts never end early, as ours with ``ignore_eos``: no end token is set at all, so that
     nothing looks for one."""
@@ -53,7 +65,7 @@ class Peer:
         output = self.network.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=count, do_sample=False, num_beams=num_beams
         )
-        return output[:, ids.shape[1] :].tolist()
+        return complete(output[:, ids.shape[1] :].tolist(), count)
 
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
@@ -69,7 +81,7 @@ class Ours:
 
     def generate(self, prompts: Sequence[Sequence[int]], count: int, *, num_beams: int = 1) -> list[list[int]]:
         settings = GenerationSettings(max_new_tokens=count, temperature=0, ignore_eos=True, num_beams=num_beams)
-        return [generation.token_ids for generation in self.model.generate(list(prompts), settings)]
+        return complete([generation.token_ids for generation in self.model.generate(list(prompts), settings)], count)
 
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
@@ -124,8 +136,6 @@ def check_agreement(ours: Ours, peer: Peer, ids: list[int], decode: int) -> dict
     divergence = (theirs.exp() * (theirs - mine)).sum(-1)
     prompt = ids[:PROMPT_TOKENS]
     (first,), (second,) = ours.generate([prompt], decode), peer.generate([prompt], decode)
-    if len(first) != decode or len(second) != decode:
-        raise SystemExit(f"{len(first)} and {len(second)} tokens were generated instead of {decode}")
     equal = next((place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), decode)
     found = {
         "positions": len(ids),
