@@ -223,14 +223,16 @@ def test_the_tables_of_families_are_those_of_the_library(monkeypatch: pytest.Mon
     assert page == family_tables.written(page), "run: python docs/family_tables.py"
 
 
-def test_every_setting_of_generation_is_documented() -> None:
-    from dataclasses import fields
+def test_every_setting_of_generation_is_documented_with_its_default() -> None:
+    from dataclasses import MISSING, fields
 
     from polyformer.generation import GenerationSettings
 
     page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
-    missing = [field.name for field in fields(GenerationSettings) if f"| `{field.name}`" not in page]
-    assert not missing, f"generation.md says nothing of {', '.join(missing)}"
+    for field in fields(GenerationSettings):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        row = f"| `{field.name}` | `{default!r}` |"
+        assert row in page, f"generation.md has no row that begins with {row}"
 
 
 def test_every_command_and_option_is_documented() -> None:
