@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -224,3 +225,15 @@ def test_the_files_are_readable_one_by_one(tmp_path: Path) -> None:
     save_network(make_network(), find_family("llama"), tmp_path / "out")
     with open_tensors(tmp_path / "out") as source:
         assert source.shape("model.embed_tokens.weight") == (97, 32)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_the_weights_may_be_read_by_whoever_may_read_the_config(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_network(make_network(), find_family("llama"), tmp_path / "out", shard_bytes=10_000)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()}
+    assert len(modes) > 3
+    assert set(modes.values()) == {"0o640"}, modes

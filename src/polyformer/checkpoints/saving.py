@@ -105,8 +105,11 @@ def _write_weights(shards: list[_Shard], parameters: dict[str, Tensor], folder: 
         file = SAFETENSORS_FILE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = _their_tensors(shard, parameters)
         weight_map.update(dict.fromkeys(tensors, file))
+        (folder / file).touch()  # safetensors makes files that only their owner may read; this one is like any other
+        mode = (folder / file).stat().st_mode
         try:
             save_file(tensors, folder / file, metadata={"format": "pt"})
+            os.chmod(folder / file, mode)
         except SafetensorError as error:
             if "os error 28" in str(error) or "No space left" in str(error):
                 raise DiskFullError(f"the disk was full while writing {file} to {folder.parent}: make room") from error
