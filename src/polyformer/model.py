@@ -18,6 +18,7 @@ from polyformer.core.placement import has_bfloat16, parse_device, parse_dtype, r
 from polyformer.core.transformer import DecoderOnly
 from polyformer.errors import CapabilityError, CheckpointError, ConfigError, GenerationError
 from polyformer.generation.generate import generate, stream, stream_events
+from polyformer.generation.requests import ReadText
 from polyformer.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -307,12 +308,14 @@ class Model:
         settings: GenerationSettings | None = None,
         *,
         cache_kind: str = "dense",
+        read_text: ReadText | None = None,
         **options: Any,
     ) -> Iterator[Any]:
         """Continue one prompt piece by piece.
 
         Takes what `generate` takes, but for beam search and ``n``. The pieces, joined, are the text that `generate`
-        gives for the same ``seed``.
+        gives for the same ``seed``. With a `ReadText` that is kept from call to call, only what a prompt adds to the
+        last one is read.
 
         Yields:
             Pieces of text as soon as they are certain; token ids from a model without a tokenizer.
@@ -323,9 +326,17 @@ class Model:
         ids, chosen, ends = self._ids(prompt), self._settings(settings, options), self.eos_token_ids
         network = self.network.pack()
         if self.tokenizer is None:
-            events = stream_events(network, ids, chosen, eos_token_ids=ends, cache_kind=cache_kind)
+            events = stream_events(network, ids, chosen, eos_token_ids=ends, cache_kind=cache_kind, read_text=read_text)
             return (event.token_id for event in events)
-        return stream(network, ids, chosen, tokenizer=self.tokenizer, eos_token_ids=ends, cache_kind=cache_kind)
+        return stream(
+            network,
+            ids,
+            chosen,
+            tokenizer=self.tokenizer,
+            eos_token_ids=ends,
+            cache_kind=cache_kind,
+            read_text=read_text,
+        )
 
     def score(self, text: Prompt, *, prompt: Prompt | None = None) -> Score:
         """How likely the model finds a text.
@@ -526,6 +537,8 @@ class Conversation:
         self.system = system
         self.messages: list[dict[str, str]] = []
         self.dropped = 0
+        guided = self.settings.mode == "contrastive" or self.settings.negative_prompt is not None
+        self._read_text = None if guided else ReadText()  # keys and values of the turns so far
         self.reset(system=system)
         model.encode_chat([*self.messages, {"role": "user", "content": "?"}])  # refuses now what it would refuse later
 
@@ -546,7 +559,7 @@ class Conversation:
         """
         message = {"role": "user", "content": text}
         ids, dropped = self._prompt(message)
-        answer = self.model.stream(ids, self.settings)
+        answer = self.model.stream(ids, self.settings, read_text=self._read_text)
         self.messages.append(message)
         self.dropped = dropped
         pieces: list[str] = []

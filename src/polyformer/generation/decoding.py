@@ -13,7 +13,7 @@ from polyformer.core.transformer import DecoderOnly
 from polyformer.generation.guidance import guide
 from polyformer.generation.outputs import FinishReason, Generation, StreamEvent, TokenLogprobs
 from polyformer.generation.processors import PADDING
-from polyformer.generation.requests import Request, device_of, last_logits, prefill
+from polyformer.generation.requests import ReadText, Request, device_of, last_logits, prefill
 from polyformer.generation.sampling import RandomStream, RowProcessors, Sampler
 from polyformer.generation.text import TextFollower, Tokenizer
 
@@ -126,6 +126,7 @@ class SampleDecoder:
         follow_text: put text into every event.
         prefill_chunk: columns of the prompts read at once.
         cache_kind: "dense" or "int8".
+        read_text: what was read before, and goes on growing here; for one request with one sample and no guidance.
     """
 
     def __init__(
@@ -137,8 +138,10 @@ class SampleDecoder:
         follow_text: bool = False,
         prefill_chunk: int = 2048,
         cache_kind: str = "dense",
+        read_text: ReadText | None = None,
     ) -> None:
         self._network = network
+        self._read_text = read_text
         self._requests = list(requests)
         self._chunk, self._cache_kind = prefill_chunk, cache_kind
         self.rows = [
@@ -181,7 +184,10 @@ class SampleDecoder:
         guided = [request for request in self._requests if request.negative_prompt is not None]
         prompts = [request.prompt for request in self._requests]
         prompts += [request.negative_prompt for request in guided]  # type: ignore[misc]
-        read = prefill(self._network, prompts, chunk=self._chunk, cache_kind=self._cache_kind)
+        if self._read_text is None:
+            read = prefill(self._network, prompts, chunk=self._chunk, cache_kind=self._cache_kind)
+        else:
+            read = self._read_text.read(self._network, prompts[0], chunk=self._chunk)
         self._cache, logits = read.cache, read.logits
         source = [index for index, request in enumerate(self._requests) for _ in range(request.settings.n)]
         for index, request in enumerate(guided, start=len(self._requests)):
@@ -206,7 +212,10 @@ class SampleDecoder:
     def _forward(self, tokens: Tensor) -> Tensor:
         if self._guided:
             tokens = torch.cat([tokens, tokens[self._guided]])
-        return last_logits(self._network(tokens[:, None], cache=self._cache, logits_to_keep=1))
+        output = self._network(tokens[:, None], cache=self._cache, logits_to_keep=1)
+        if self._read_text is not None:
+            self._read_text.tokens += tokens.tolist()
+        return last_logits(output)
 
     def _find_guided(self, like: Tensor) -> None:
         self._guided = [index for index, row in enumerate(self.rows) if row.request.negative_prompt is not None]

@@ -11,7 +11,7 @@ from polyformer.generation.beam import BeamDecoder
 from polyformer.generation.contrastive import ContrastiveDecoder
 from polyformer.generation.decoding import SampleDecoder
 from polyformer.generation.outputs import Generation, StreamEvent
-from polyformer.generation.requests import Request, make_requests
+from polyformer.generation.requests import ReadText, Request, make_requests
 from polyformer.generation.settings import GenerationSettings
 from polyformer.generation.text import Tokenizer
 
@@ -91,6 +91,7 @@ def stream_events(
     eos_token_ids: Sequence[int] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     cache_kind: str = "dense",
+    read_text: ReadText | None = None,
 ) -> Iterator[StreamEvent]:
     """Generate from one prompt, token by token; the last event holds the finished generation.
 
@@ -99,6 +100,8 @@ def stream_events(
 
     Args:
         As `generate`. `n` must be 1, and beam search cannot be streamed.
+        read_text: of the texts before, if this one may begin like the last of them: what they share is not read again.
+            Not with contrastive search or guidance.
 
     Raises:
         GenerationError: for a prompt or setting that cannot be served.
@@ -111,6 +114,13 @@ def stream_events(
     if settings.n > 1:
         raise GenerationError(f"n={settings.n} cannot be streamed as one text; use generate with on_token")
     batch = make_requests(network, [prompt], settings, tokenizer=tokenizer, eos_token_ids=eos_token_ids)
+    if read_text is not None:
+        if settings.mode == "contrastive" or settings.negative_prompt is not None:
+            raise GenerationError("read_text cannot be used with contrastive search or guidance; leave it out")
+        decoder: SampleDecoder | ContrastiveDecoder = SampleDecoder(
+            network, batch, tokenizer=tokenizer, follow_text=True, prefill_chunk=prefill_chunk, read_text=read_text
+        )
+        return _run(decoder)
     decoder = _stepwise(batch)(
         network,
         batch,
@@ -131,6 +141,7 @@ def stream(
     eos_token_ids: Sequence[int] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     cache_kind: str = "dense",
+    read_text: ReadText | None = None,
 ) -> Iterator[str]:
     """The text of one generation in pieces, none empty, that together are the text `generate` gives.
 
@@ -147,6 +158,7 @@ def stream(
         eos_token_ids=eos_token_ids,
         prefill_chunk=prefill_chunk,
         cache_kind=cache_kind,
+        read_text=read_text,
     )
     return (event.text for event in events if event.text)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyformer.core.transformer import DecoderOnly
-from polyformer.errors import GenerationError
+from polyformer.errors import ConfigError, GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.generation.text import Tokenizer
 
@@ -161,6 +161,52 @@ def prefill(
         if keep_hidden:
             hidden.append(output.last_hidden_state)
     return Prefilled(cache, last_logits(output), columns, torch.cat(hidden, dim=1) if keep_hidden else None)
+
+
+class ReadText:
+    """What the network has read of one growing text, so that the next prompt is read only from where it differs.
+
+    A conversation is such a text: each prompt is the last one, its answer, and something new.
+
+    Args:
+        cache_kind: "dense" or "int8".
+
+    Attributes:
+        tokens: what the cache holds.
+    """
+
+    def __init__(self, cache_kind: str = "dense") -> None:
+        self.tokens: list[int] = []
+        self._cache_kind = cache_kind
+        self._cache: Any = None
+
+    def read(self, network: DecoderOnly, prompt: Sequence[int], *, chunk: int) -> Prefilled:
+        """The network after `prompt`; its last token at least is read again, for its logits."""
+        shared = 0
+        for old, new in zip(self.tokens, prompt[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self._go_back(network, shared)
+        shared = len(self.tokens)
+        rest = torch.tensor([list(prompt[shared:])], device=device_of(network))
+        for part in rest.split(chunk, dim=1):
+            output = network(part, cache=self._cache, logits_to_keep=1)
+            self.tokens += part[0].tolist()
+        return Prefilled(self._cache, last_logits(output), len(prompt))
+
+    def _go_back(self, network: DecoderOnly, length: int) -> None:
+        """Forget all but the first `length` tokens; all, where a sliding window no longer has what came before them."""
+        cache = self._cache
+        if cache is not None and cache.length and int(cache.row_lengths()[0]) == len(self.tokens):
+            try:
+                cache.trim(len(self.tokens) - length)
+            except ConfigError:
+                cache = None
+        else:
+            cache = None  # nothing is read, or an interrupt came between the cache and the list
+        self._cache = network.new_cache(self._cache_kind) if cache is None else cache
+        self.tokens = [] if cache is None else self.tokens[:length]
 
 
 def last_logits(output: Any) -> Tensor:
