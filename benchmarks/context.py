@@ -28,8 +28,8 @@ class Sizes:
     """How much is done."""
 
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
-    steps: int = 12
-    repetitions: int = 4
+    steps: int = 10
+    repetitions: int = 3
 
 
 QUICK = Sizes(lengths=(16, 32, 64), steps=2, repetitions=1)

@@ -30,7 +30,7 @@ class Sizes:
     batch: int = 8
     prefill: int = 512
     beam: int = 64
-    repetitions: int = 5
+    repetitions: int = 4
 
 
 QUICK = Sizes(decode=4, batch=2, prefill=16, beam=3, repetitions=1)
