@@ -247,3 +247,23 @@ def test_every_command_and_option_is_documented() -> None:
         assert f"## polyformer {command}".rstrip() in page or not command, f"no heading for polyformer {command}"
         for option in options - {"-h"}:
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", page), f"command-line.md says nothing of {option}"
+
+
+# --- the tools above ---
+
+
+def test_pages_are_taken_apart_and_compared(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nprint(1)\n```\n\n```text\n1\n```\n\n<!-- no-test: costs money -->\n```python\nbuy()\n```\n\n"
+        "text\n\n```console\n$ echo a\na\n$ echo \\\n  b\nb\n```\n",
+        encoding="utf-8",
+    )
+    first, shown, unsafe, console = blocks(page)
+    assert (first.line, first.run, first.output, shown.language) == (1, True, "1\n", "text")
+    assert not unsafe.run
+    assert commands(console) == [("echo a", "a\n"), ("echo \\\n  b", "b\n")]
+    assert_printed(page, first, "...\n2 ... 4\n...\n", "0\n1\n2 3 4  \n5\n")
+    for wanted in ("1\n2\n", "...\n3\n", "2 ... 5\n", "1\n2 ... 4\n"):
+        with pytest.raises(AssertionError, match=r"page\.md, line 1: the page shows"):
+            assert_printed(page, first, wanted, "1\n2 3 4\n5\n")
