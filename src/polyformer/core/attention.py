@@ -172,10 +172,11 @@ class Attention(Packable):
         keys = self._heads(key, self.config.num_key_value_heads, self.key_norm)
         values = self._heads(value, self.config.num_key_value_heads, None)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
-        if rotary is not None:
+        if rotary is not None and rotary.turns_stored_keys:
             queries = rotary(queries, span.queries, span)
-            if not rotary.turns_stored_keys:
-                keys = rotary(keys, span.queries, span)
+        elif rotary is not None:  # both at once: at one token, the number of calls is what costs
+            both = rotary(torch.cat([queries, keys], dim=1), span.queries, span)
+            queries, keys = both.split([queries.shape[1], keys.shape[1]], dim=1)
         if store is not None:
             keys, values = store.append(keys, values)
         if rotary is not None and rotary.turns_stored_keys:

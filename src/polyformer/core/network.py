@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyformer.core import config as core
+from polyformer.core.huge_pages import join_pages
 from polyformer.core.linear import Packable
 
 Self = TypeVar("Self", bound="Network")
@@ -43,7 +44,14 @@ class Network(core.Module):
                 if isinstance(module, Packable):
                     module.pack()
             self.packed = True
+            self._pack_rest()
+            join_pages(
+                module.joint.memory for module in self.modules() if isinstance(module, Packable) and module.joint
+            )
         return self
+
+    def _pack_rest(self) -> None:
+        """What a network packs besides the modules that pack themselves."""
 
     def unpack(self: Self) -> Self:
         """Back to plain weights, bit for bit."""

@@ -5,7 +5,8 @@ decoding, that costs more than the product. `pack` reorders once, and joins matr
 key and value; gate and up), which halves the number of calls. The numbers stay the same to the last rounding.
 
 The plain weights are given up meanwhile (their parameters stand on the meta device), so memory is not taken twice, but
-for the head's table: embedding looks up its rows. `unpack` brings them back, bit for bit.
+for the head's table: embedding looks up its rows. (Pages of a mapped file stay in memory until the system wants them
+back.) `unpack` brings the plain weights back, bit for bit.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Packed:
     def __call__(self, inputs: Tensor) -> Tensor:
         """inputs [..., in_features] -> [..., sum of out_features]."""
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Where the weights lie: address and bytes."""
+        return torch.ops.mkldnn.data_ptr(self.weight), self.weight.numel() * self.weight.dtype.itemsize
 
     def split(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The result of each map by itself."""

@@ -401,10 +401,8 @@ class DecoderOnly(Network):
         self.stack = config.stack.build()
         self.head = config.head.build()
 
-    def pack(self) -> DecoderOnly:
-        super().pack()
-        self.head.pack_table(self.embedding.tokens.weight)  # does nothing the second time
-        return self
+    def _pack_rest(self) -> None:
+        self.head.pack_table(self.embedding.tokens.weight)
 
     def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
         """An empty cache for this network.
