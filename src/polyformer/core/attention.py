@@ -166,21 +166,26 @@ class Attention(Packable):
         return (self.query, self.key, self.value) if self.config.source_size is None else ()
 
     def _self_attention(self, inputs: Tensor, span: Span, store: Store | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the new tokens, keys and values of all in sight."""
-        query, key, value = self.project(inputs)
-        queries = self._heads(query, self.config.num_heads, self.query_norm)
-        keys = self._heads(key, self.config.num_key_value_heads, self.key_norm)
-        values = self._heads(value, self.config.num_key_value_heads, None)
+        """Queries of the new tokens, keys and values of all in sight.
+
+        Queries and keys go together as long as they can: at one token, the number of calls is what costs.
+        """
+        heads, shared = self.config.num_heads, self.config.num_key_value_heads
+        if self.query_norm is None:
+            joined = self._heads(self.project_together(inputs), heads + 2 * shared, None)
+            turning, values = joined.split([heads + shared, shared], dim=1)
+        else:
+            query, key, value = self.project(inputs)
+            parts = self._heads(query, heads, self.query_norm), self._heads(key, shared, self.key_norm)
+            turning, values = torch.cat(parts, dim=1), self._heads(value, shared, None)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
-        if rotary is not None and rotary.turns_stored_keys:
-            queries = rotary(queries, span.queries, span)
-        elif rotary is not None:  # both at once: at one token, the number of calls is what costs
-            both = rotary(torch.cat([queries, keys], dim=1), span.queries, span)
-            queries, keys = both.split([queries.shape[1], keys.shape[1]], dim=1)
+        if rotary is not None and not rotary.turns_stored_keys:
+            turning = rotary(turning, span.queries, span)
+        queries, keys = turning.split([heads, shared], dim=1)
         if store is not None:
             keys, values = store.append(keys, values)
         if rotary is not None and rotary.turns_stored_keys:
-            keys = rotary(keys, span.keys, span)
+            queries, keys = rotary(queries, span.queries, span), rotary(keys, span.keys, span)
         return queries, keys, values
 
     def _source_keys_values(self, source: Tensor | None, store: Store | None) -> tuple[Tensor, Tensor]:
