@@ -1,4 +1,4 @@
-"""Small random models on disk, as transformers saves them, for the tests of the top floors."""
+"""For all tests: small random models on disk, as transformers saves them, and how hypothesis runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A property that takes long on a busy machine is not a property that fails.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
