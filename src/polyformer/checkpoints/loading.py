@@ -191,8 +191,8 @@ def _fill(network: nn.Module, plan: Plan, source: TensorSource, dtype: torch.dty
         theirs = [
             source.load(
                 name,
-                # Arithmetic and copies happen in the finer of the two dtypes, and are rounded once.
-                dtype if only_cuts else torch.promote_types(source.dtype(name), dtype),
+                # Arithmetic happens in the finer of the two dtypes, and is rounded once.
+                torch.promote_types(source.dtype(name), dtype) if step.transform.computes else dtype,
                 keep_mapped=only_cuts and target.type == "cpu",
             )
             for name in step.theirs

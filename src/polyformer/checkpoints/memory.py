@@ -15,7 +15,7 @@ from torch import Tensor
 
 # A mapped page counts as memory of the process from its first use on. So a tensor is copied in pieces of this size, and
 # the pages of each piece are given back before the next is touched.
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 2 * 2**20
 
 
 @lru_cache(maxsize=1)

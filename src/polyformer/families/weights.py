@@ -29,6 +29,11 @@ Shape = tuple[int, ...]
 class Transform:
     """One tensor in, one tensor out, unchanged; subclasses override both directions."""
 
+    @property
+    def computes(self) -> bool:
+        """Whether numbers change, and not only their places."""
+        return False
+
     def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
         return theirs
 
@@ -91,6 +96,10 @@ class AddConstant(Transform):
 
     value: float
 
+    @property
+    def computes(self) -> bool:
+        return True
+
     def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
         return [tensor + self.value for tensor in theirs]
 
@@ -148,6 +157,10 @@ class Chain(Transform):
     """Several transforms one after the other, written in the direction theirs -> ours."""
 
     parts: tuple[Transform, ...]
+
+    @property
+    def computes(self) -> bool:
+        return any(part.computes for part in self.parts)
 
     def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
         for part in self.parts:
