@@ -27,7 +27,8 @@ run: pull
 	@echo
 	@echo "> $(PROMPT)"
 	@echo
-	@$(BIN)/polyformer generate $(MODEL) --chat --stream --temperature 0 --max-new-tokens 96 "$(PROMPT)"
+	@$(BIN)/polyformer generate $(MODEL) --chat --stream --temperature 0.6 --top-p 0.9 \
+	    --repetition-penalty 1.1 --seed 1 --max-new-tokens 96 "$(PROMPT)"
 
 pull: $(VENV)/.installed
 	@$(BIN)/polyformer pull $(MODEL)
