@@ -154,14 +154,14 @@ def build(
     Raises:
         ConfigError: there is no such size, dtype or device, or the weights do not fit into memory.
     """
+    from polyformer.checkpoints.loading import build_on_meta
     from polyformer.families import find_family
     from polyformer.families.sizes import build_config, find_size
 
     config = build_config(what) if isinstance(what, str) else what
     family = find_family(find_size(what).family if isinstance(what, str) else "polyformer")
     place, kind = parse_device(device), parse_dtype(dtype) or torch.float32
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in config.build().parameters())
+    count = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
     require_memory(count * kind.itemsize, place, f"{count:,} parameters in {str(kind).removeprefix('torch.')}")
     devices = [place] if place.type == "cuda" else []
     usual = torch.get_default_dtype()
@@ -227,11 +227,11 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network's weights."""
-        return next(self.network.parameters()).dtype
+        return self.network.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return self.network.device
 
     @property
     def num_parameters(self) -> int:

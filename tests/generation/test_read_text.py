@@ -49,7 +49,7 @@ class Counting(torch.nn.Module):
 
     def __init__(self, network: DecoderOnly):
         super().__init__()
-        self.network, self.config, self.columns = network, network.config, 0
+        self.network, self.config, self.device, self.columns = network, network.config, network.device, 0
 
     def new_cache(self, kind: str) -> Any:
         return self.network.new_cache(kind)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.checkpoints.memory import one_thread
@@ -208,22 +207,9 @@ def _fill(network: nn.Module, plan: Plan, source: TensorSource, dtype: torch.dty
 
 def build_on_meta(config: Any) -> nn.Module:
     """The network of a config with shapes and no memory."""
-    with torch.device("meta"), _NoRandomNumbers():
+    with torch.device("meta"):
         network: nn.Module = config.build()
     return network
-
-
-class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out the drawing of first weights.
-
-    On the meta device it would do nothing, but for a random number there PyTorch imports 800 modules of its compiler:
-    a second, and 70 MB, that a fresh process would spend before its first token.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def plan_for(network: nn.Module, table: WeightTable, source: TensorSource) -> Plan:

@@ -21,7 +21,6 @@ from torch import Tensor
 from polyformer.core.config import require
 from polyformer.core.masks import Bidirectional, Mask, Span
 
-STORES = ("dense", "int8")
 _RESERVE = 32  # tokens beyond the window that are kept, so that as many can be trimmed
 _SLACK = 64  # columns beyond those, so that old ones are dropped many at a time
 _GROWTH = 256  # columns by which a buffer grows, at least

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -355,6 +355,3 @@ class Plan:
 
 def _more(items: Sequence[object], limit: int, kind: str) -> list[str]:
     return [f"... and {len(items) - limit} more {kind}"] if len(items) > limit else []
-
-
-TensorLoader = Callable[[str], Tensor]

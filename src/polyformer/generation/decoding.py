@@ -13,7 +13,7 @@ from polyformer.core.transformer import DecoderOnly
 from polyformer.generation.guidance import guide
 from polyformer.generation.outputs import FinishReason, Generation, StreamEvent, TokenLogprobs
 from polyformer.generation.processors import PADDING
-from polyformer.generation.requests import ReadText, Request, device_of, last_logits, prefill
+from polyformer.generation.requests import ReadText, Request, last_logits, prefill
 from polyformer.generation.sampling import RandomStream, RowProcessors, Sampler
 from polyformer.generation.text import TextFollower, Tokenizer
 
@@ -230,7 +230,7 @@ class SampleDecoder:
         if not keep:
             self._cache = None
             return
-        device = device_of(self._network)
+        device = self._network.device
         kept = torch.tensor(keep, device=device)
         self._cache.select(torch.tensor(cache_rows, device=device))
         self._newest = self._newest[kept]  # type: ignore[index]

@@ -141,7 +141,7 @@ def prefill(
     network: DecoderOnly, prompts: Sequence[Sequence[int]], *, chunk: int, cache_kind: str, keep_hidden: bool = False
 ) -> Prefilled:
     """Read prompts of any length as one batch, `chunk` columns at a time."""
-    device = device_of(network)
+    device = network.device
     columns = max(map(len, prompts))
     padded = torch.tensor([[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -189,7 +189,7 @@ class ReadText:
             shared += 1
         self._go_back(network, shared)
         shared = len(self.tokens)
-        rest = torch.tensor([list(prompt[shared:])], device=device_of(network))
+        rest = torch.tensor([list(prompt[shared:])], device=network.device)
         for part in rest.split(chunk, dim=1):
             output = network(part, cache=self._cache, logits_to_keep=1)
             self.tokens += part[0].tolist()
@@ -213,7 +213,3 @@ def last_logits(output: Any) -> Tensor:
     """Logits of the last column, [rows, vocab], in float32 (float64 stays)."""
     logits = output.logits[:, -1]
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def device_of(network: DecoderOnly) -> torch.device:
-    return next(network.parameters()).device
