@@ -609,7 +609,7 @@ def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_modu
     pieces = []
     for piece, given_source in zip(hidden.split([4, 1, 2], dim=1), (source, None, None)):
         spans = cache.advance(2, piece.shape[1], hidden.device)
-        output = stack(piece, spans, cache=cache, source=given_source, source_span=cache.source_span(spans[0]))
+        output = stack(piece, spans, cache=cache, source=given_source, source_span=cache.source_span())
         pieces.append(output.last_hidden_state)
     assert_same(torch.cat(pieces, dim=1), expected)
 
@@ -618,5 +618,5 @@ def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_modu
     joined = cache.merge([cache])
     joined.select(torch.tensor([3, 0]))  # each is row 1, then row 0, twice: 3 is row 0, 0 is row 1
     spans = joined.advance(2, 3, hidden.device)
-    output = stack(hidden[:, 4:], spans, cache=joined, source_span=joined.source_span(spans[0]))
+    output = stack(hidden[:, 4:], spans, cache=joined, source_span=joined.source_span())
     assert_same(output.last_hidden_state, expected[:, 4:])

@@ -236,7 +236,7 @@ def test_a_large_network_is_counted_without_memory() -> None:
     ("data", "message"),
     [
         ({"kind": "RMSNrom", "size": 4}, r"config kind 'RMSNrom' is not known; did you mean RMSNorm"),
-        ({"kind": "Qwertyuiop"}, r"config kind 'Qwertyuiop' is not known$"),
+        ({"kind": "Zzxqj"}, r"config kind 'Zzxqj' is not known$"),
         ({"size": 4}, r"config kind None is not known"),
         ({"kind": ["RMSNorm"]}, r"config kind \['RMSNorm'\] is not known"),
         ({"kind": "RMSNorm", "size": 4, "epsilon": 1e-5}, r"RMSNorm has no field 'epsilon'; did you mean eps"),

@@ -373,6 +373,8 @@ class Cache:
             self.stores.append(store)
         self.columns = list(groups.values()) or [Columns(None, capacity)]
         self.source = Columns()  # the source of cross-attention: filled once
+        self.rows_per_source = 1  # so many neighbouring rows look at the same row of the source
+        self._source_span: Span | None = None
         self.cross_stores: list[Store | None] = [Store(self.source) if c else None for c in self.cross_attention]
         self.source.stores = [store for store in self.cross_stores if store is not None]
 
@@ -426,15 +428,50 @@ class Cache:
                 columns.undo()
         self.batch_size = self._batch_before
 
+    @property
+    def has_source(self) -> bool:
+        """Whether it was said what cross-attention looks at."""
+        return self.source.used > 0
+
     def set_source(self, columns: int, device: torch.device, attention_mask: Tensor | None = None) -> None:
         """Say which of the source's columns hold a token, before its keys and values are stored."""
-        require(self.source.used == 0, "the cache has a source already: start a new cache for another one")
+        require(not self.has_source, "the cache has a source already: start a new cache for another one")
         self.source.advance(columns, attention_mask, device)
+        self.rows_per_source, self._source_span = 1, None
 
-    def source_span(self, queries: Span) -> Span:
-        """The span of cross-attention for the new tokens of ``queries``."""
-        assert self.source.positions is not None
-        return Span(queries.queries, self.source.positions, 0 if self.source.plain else None)
+    def source_span(self) -> Span:
+        """The span of cross-attention. It stays the same object, with its mask, until rows change."""
+        if self._source_span is None:
+            source = self.source
+            assert source.positions is not None, "the cache has no source: call set_source"
+            queries = source.positions.new_zeros(1, 1)
+            self._source_span = Span(queries, source.positions, 0 if source.plain else None)
+            self._source_span.rows_per_source = self.rows_per_source
+        return self._source_span
+
+    def _select_source(self, rows: Tensor) -> None:
+        """Rows that follow one another and look at the same source share its keys and values, if all have as many such
+        neighbours (beams, samples); otherwise each row gets its own."""
+        if not self.has_source:
+            return
+        wanted = rows // self.rows_per_source
+        sources, counts = torch.unique_consecutive(wanted, return_counts=True)
+        together = int(counts[0]) if len(counts) else 1
+        if bool((counts != together).any()):
+            sources, together = wanted, 1
+        count = self.batch_size // self.rows_per_source if self.batch_size else 0
+        same = len(sources) == count and torch.equal(sources, torch.arange(count, device=sources.device))
+        if same and together == self.rows_per_source:
+            return
+        if not same:
+            self.source.select(sources)
+        self.rows_per_source, self._source_span = together, None
+
+    def _share_no_source(self) -> None:
+        """Give each row keys and values of its own."""
+        rows = torch.arange(self.batch_size or 0)
+        self.source.select(rows // self.rows_per_source)
+        self.rows_per_source, self._source_span = 1, None
 
     def trim(self, count: Tensor | int) -> None:
         """Forget the last ``count`` tokens, of all rows alike or of each row ([batch]).
@@ -466,13 +503,13 @@ class Cache:
         )
         for columns in self.columns:
             columns.reorder(rows, first_column)
-        if self.source.used:
-            self.source.reorder(rows, 0)
+        self._select_source(rows)
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` [any number], in that order; a row may be repeated."""
-        for columns in [*self.columns, self.source]:
+        for columns in self.columns:
             columns.select(rows)
+        self._select_source(rows)
         self.batch_size = len(rows)
 
     def merge(self, others: Sequence[Cache]) -> Cache:
@@ -493,6 +530,12 @@ class Cache:
         merged.batch_size = sum(batches)
         for number, columns in enumerate(merged.columns):
             columns.join([other.columns[number] for other in caches], batches)
-        if self.source.used:
-            merged.source.join([other.source for other in caches], batches)
+        if self.has_source:
+            together = {other.rows_per_source for other in caches}
+            if len(together) > 1:
+                for other in caches:
+                    other._share_no_source()
+            merged.rows_per_source = self.rows_per_source
+            sources = [batch // self.rows_per_source for batch in batches]
+            merged.source.join([other.source for other in caches], sources)
         return merged

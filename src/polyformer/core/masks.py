@@ -29,6 +29,7 @@ class Span:
             start, start + 1, ... in every row, and the last columns of ``keys`` are the same.
         prefix_lengths: [batch], for prefix-LM masks: so many tokens of each row see one another both ways.
         bias: what every layer adds to its scores, [rows, heads, new, columns]; the stack sets it.
+        rows_per_source: for cross-attention, so many neighbouring rows of queries look at one row of keys.
     """
 
     def __init__(self, queries: Tensor, keys: Tensor, start: int | None, prefix_lengths: Tensor | None = None):
@@ -37,6 +38,7 @@ class Span:
         self.start = start
         self.prefix_lengths = prefix_lengths
         self.bias: Tensor | None = None
+        self.rows_per_source = 1
         self._memory: dict[Hashable, Any] = {}
 
     @staticmethod
@@ -59,6 +61,11 @@ class Span:
         real = attention_mask.bool()
         positions = real.cumsum(-1) - 1
         return Span(positions.clamp(min=0), positions.masked_fill(~real, -1), None, prefix_lengths)
+
+    @staticmethod
+    def over(source: Span) -> Span:
+        """The span of cross-attention: any number of queries, to whom the columns of ``source`` are alike."""
+        return Span(source.queries.new_zeros(1, 1), source.keys, source.start)
 
     @property
     def new(self) -> int:
@@ -130,6 +137,22 @@ class Bidirectional(Mask):
 
     def hides_nothing(self, span: Span) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class BidirectionalWindow(Mask):
+    """A token sees those at most ``distance`` positions away, before and after it (Beltagy et al., 2020)."""
+
+    distance: int
+
+    def __post_init__(self) -> None:
+        require(self.distance >= 1, f"distance is {self.distance}, but it must be at least 1")
+
+    def sees(self, queries: Tensor, keys: Tensor, span: Span) -> Tensor:
+        return (keys - queries).abs() <= self.distance
+
+    def hides_nothing(self, span: Span) -> bool:
+        return span.columns <= self.distance + 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The transformer: layers in a stack, a stack between embeddings and a head."""
+"""The transformer: layers in a stack, and the language model that is a stack between an embedding and a head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from polyformer.core import config as core
 from polyformer.core.attention import Attention
 from polyformer.core.cache import Cache, Store
 from polyformer.core.config import require
+from polyformer.core.embeddings import TokenEmbedding
 from polyformer.core.feedforward import FeedForward, MixtureOfExperts
-from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Embedding, Linear, Packable, initialize
+from polyformer.core.heads import Head
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Linear, initialize
 from polyformer.core.masks import PrefixCausal, Span
 from polyformer.core.network import Network
 from polyformer.core.normalization import LayerNorm, RMSNorm
-from polyformer.core.packing import Packed, bring_back, can_pack, give_up
 from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
 from polyformer.errors import ConfigError
 
@@ -38,6 +39,9 @@ class Layer(core.Module):
             "sandwich": x + norm(f(norm(x))) (Ding et al., 2021; Gemma 2).
             "parallel": x + attention(norm(x)) + feedforward(norm(x)) (GPT-J; PaLM, section 2).
         parallel_norms: in the parallel form, whether the two branches have a norm each (Falcon 40B) or share one.
+        attention_norm: whether there is a norm around attention (ModernBERT's first layer has none: the embedding
+            ends with one).
+        layer_scale: each branch is multiplied by a learned vector (Touvron et al., 2021, section 2).
         cross_attention: attention to a source; None without one.
         dropout: on the result of each branch, in training.
     """
@@ -51,6 +55,8 @@ class Layer(core.Module):
         parallel_norms: bool = False
         cross_attention: Attention.Config | None = None
         dropout: float = 0.0
+        attention_norm: bool = True
+        layer_scale: bool = False
 
         def __post_init__(self) -> None:
             require(self.placement in PLACEMENTS, f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)}")
@@ -62,13 +68,21 @@ class Layer(core.Module):
                 self.placement == "parallel" or not self.parallel_norms,
                 f"parallel_norms needs placement 'parallel', but it is {self.placement!r}",
             )
+            require(
+                self.placement == "pre" or (self.attention_norm and not self.layer_scale),
+                f"attention_norm=False and layer_scale need placement 'pre', but it is {self.placement!r}",
+            )
+            require(
+                self.cross_attention is None or not self.layer_scale,
+                "layer_scale has no vector for cross-attention: use one or the other",
+            )
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         sandwich = config.placement == "sandwich"
         cross = config.cross_attention
-        self.attention_norm = config.norm.build()
+        self.attention_norm = config.norm.build() if config.attention_norm else None
         self.attention = config.attention.build()
         self.attention_output_norm = config.norm.build() if sandwich else None
         self.cross_attention_norm = config.norm.build() if cross else None
@@ -78,6 +92,8 @@ class Layer(core.Module):
         self.feedforward_norm = config.norm.build() if own_norm else None
         self.feedforward = config.feedforward.build()
         self.feedforward_output_norm = config.norm.build() if sandwich else None
+        self.attention_scale = nn.Parameter(torch.ones(config.norm.size)) if config.layer_scale else None
+        self.feedforward_scale = nn.Parameter(torch.ones(config.norm.size)) if config.layer_scale else None
 
     def forward(
         self,
@@ -97,6 +113,8 @@ class Layer(core.Module):
         cross_weights = None
         inputs = self._before(hidden, self.attention_norm)
         branch, weights = self.attention(inputs, span, store=store, need_weights=need_weights)
+        if self.attention_scale is not None:
+            branch = branch * self.attention_scale
         hidden = self._after(hidden, branch, self.attention_norm, self.attention_output_norm)
         if self.cross_attention is not None:
             if source_span is None:
@@ -107,6 +125,8 @@ class Layer(core.Module):
             )
             hidden = self._after(hidden, branch, self.cross_attention_norm, self.cross_attention_output_norm)
         branch = self.feedforward(self._before(hidden, self.feedforward_norm))
+        if self.feedforward_scale is not None:
+            branch = branch * self.feedforward_scale
         return self._after(hidden, branch, self.feedforward_norm, self.feedforward_output_norm), weights, cross_weights
 
     def _before(self, hidden: Tensor, norm: nn.Module | None) -> Tensor:
@@ -121,6 +141,7 @@ class Layer(core.Module):
     def _parallel(
         self, hidden: Tensor, span: Span, store: Store | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None, None]:
+        assert self.attention_norm is not None
         inputs = self.attention_norm(hidden)
         attended, weights = self.attention(inputs, span, store=store, need_weights=need_weights)
         fed = self.feedforward(inputs if self.feedforward_norm is None else self.feedforward_norm(hidden))
@@ -136,11 +157,14 @@ class Output:
 
     Attributes:
         last_hidden_state: [batch, new, hidden_size], after the final norm.
-        logits: [batch, kept, vocab_size].
+        logits: [batch, kept, vocab_size]; of other heads, see the network.
         hidden_states: the embeddings, then the output of every layer; the last one is ``last_hidden_state``.
         attentions: layer number -> weights [batch, num_heads, new, columns].
         cross_attentions: the same for cross-attention, columns being those of the source.
         cache: the cache that was given, now longer.
+        pooler_output: [batch, size], one vector for each sequence.
+        sequence_logits: [batch, labels], where ``logits`` are those of another head.
+        encoder: of an encoder-decoder: what its encoder gave.
     """
 
     last_hidden_state: Tensor
@@ -149,6 +173,14 @@ class Output:
     attentions: dict[int, Tensor] | None = None
     cross_attentions: dict[int, Tensor] | None = None
     cache: Cache | None = None
+    pooler_output: Tensor | None = None
+    sequence_logits: Tensor | None = None
+    encoder: Output | None = None
+
+    @property
+    def encoder_last_hidden_state(self) -> Tensor | None:
+        """[batch, source columns, hidden_size] of the encoder."""
+        return None if self.encoder is None else self.encoder.last_hidden_state
 
 
 class Stack(core.Module):
@@ -252,101 +284,6 @@ class Stack(core.Module):
         )
 
 
-class TokenEmbedding(core.Module):
-    """Ids to vectors, with the positions that act on embeddings.
-
-    Args of the config:
-        vocab_size, hidden_size: the table.
-        positions: `Learned` or `Sinusoidal`, added; None where positions act elsewhere.
-        scale: the token vectors are multiplied by it (√hidden_size in the original Transformer and Gemma), rounded to
-            the network's dtype as those who trained with it did.
-        norm: after the sum.
-        dropout: after that, in training.
-        standard_deviation: of the table before training (1 in PaLM, section 5, where logits are scaled down instead).
-    """
-
-    @dataclass(frozen=True)
-    class Config(core.Config):
-        vocab_size: int
-        hidden_size: int
-        positions: Learned.Config | Sinusoidal.Config | None = None
-        scale: float | None = None
-        norm: LayerNorm.Config | RMSNorm.Config | None = None
-        dropout: float = 0.0
-        standard_deviation: float = INITIAL_STANDARD_DEVIATION
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens = Embedding.Config(config.vocab_size, config.hidden_size, config.standard_deviation).build()
-        self.positions = config.positions.build() if config.positions else None
-        self.norm = config.norm.build() if config.norm else None
-
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """input_ids [batch, new] and positions [rows, new] -> [batch, new, hidden_size]."""
-        hidden = self.tokens(input_ids)
-        if self.config.scale is not None:
-            hidden = hidden * torch.tensor(self.config.scale, dtype=hidden.dtype)
-        if self.positions is not None:
-            hidden = hidden + self.positions(positions, hidden.dtype)
-        if self.norm is not None:
-            hidden = self.norm(hidden)
-        return functional.dropout(hidden, self.config.dropout, self.training) if self.config.dropout else hidden
-
-
-class Head(Packable):
-    """Vectors to scores over the vocabulary.
-
-    Args of the config:
-        tied: the matrix is the embedding's table (Press and Wolf, 2017); otherwise its own.
-        bias: whether there is one.
-        scale: the scores are multiplied by it.
-        soft_cap: then squashed to cap · tanh(score / cap) (Gemma 2).
-    """
-
-    @dataclass(frozen=True)
-    class Config(core.Config):
-        hidden_size: int
-        vocab_size: int
-        tied: bool = True
-        bias: bool = False
-        scale: float | None = None
-        soft_cap: float | None = None
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.weight = None
-        if not config.tied:
-            self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-            initialize(self.weight)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.bias else None
-
-    def pack_table(self, table: Tensor) -> None:
-        """Pack the matrix: its own, or a copy of the embedding's table, which stays for looking up rows."""
-        if self.joint is None and can_pack(table):
-            self.joint = Packed([table if self.weight is None else self.weight], [self.bias])
-            if self.weight is not None:
-                give_up(self.weight)
-
-    def unpack(self) -> None:
-        if self.joint is not None and self.weight is not None:
-            bring_back(self.weight, self.joint.plain()[0])
-        self.joint = None
-
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """hidden [..., hidden_size] and the embedding's table [vocab_size, hidden_size] -> logits [..., vocab_size]."""
-        if self.joint is not None:
-            logits = self.joint(hidden)
-        else:
-            logits = functional.linear(hidden, table if self.weight is None else self.weight, self.bias)
-        if self.config.scale is not None:
-            logits = logits * self.config.scale
-        if self.config.soft_cap is not None:
-            logits = self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
-        return logits
-
-
 class DecoderOnly(Network):
     """A language model: embeddings, a stack of causal layers, a head (GPT and everything after it).
 
@@ -364,14 +301,8 @@ class DecoderOnly(Network):
 
         def __post_init__(self) -> None:
             hidden = self.embedding.hidden_size
-            for path, part in self.traverse():
-                if isinstance(part, (Attention.Config, FeedForward.Config, Learned.Config, Sinusoidal.Config)):
-                    size = part.hidden_size
-                elif path.rpartition(".")[2] == "norm" and isinstance(part, (LayerNorm.Config, RMSNorm.Config)):
-                    size = part.size
-                else:
-                    size = hidden
-                require(size == hidden, f"{path} is made for vectors of {size}, but the embedding's have {hidden}")
+            require(self.embedding.projection is None, "a decoder-only embedding has no projection: give its width")
+            check_widths(self, hidden)
             for number, layer in enumerate(self.stack.layers):
                 require(
                     layer.cross_attention is None, f"layer {number} has cross-attention: a decoder-only has no source"
@@ -440,65 +371,169 @@ class DecoderOnly(Network):
             ConfigError: shapes that do not fit, a layer number that does not exist, or a sequence longer than a learned
                 table of positions.
         """
-        require(input_ids.dim() == 2, f"input_ids must be [batch, new], but they are {list(input_ids.shape)}")
-        batch, new = input_ids.shape
-        require(new >= 1, "input_ids hold no token")
         require(logits_to_keep >= 0, f"logits_to_keep is {logits_to_keep}, but it must be at least 0")
-        self._check_prefix(prefix_lengths, batch)
-        if attention_mask is not None:
-            require(
-                attention_mask.shape == input_ids.shape,
-                f"attention_mask is {list(attention_mask.shape)}, but input_ids are {[batch, new]} (with a cache, it "
-                "speaks of the new tokens only)",
-            )
-        if cache is not None:
-            spans = cache.advance(batch, new, input_ids.device, attention_mask, prefix_lengths)
-        else:
-            span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
-            spans = [span] * len(self.stack.layers)
-        try:
-            self._check_positions(spans[0])
-            output: Output = self.stack(
-                self.embedding(input_ids, spans[0].queries),
-                spans,
-                cache=cache,
-                output_hidden_states=output_hidden_states,
-                output_attentions=self._layer_numbers(output_attentions),
-            )
-        except BaseException:  # an error, or someone's Ctrl-C: the cache stays good for the next call
-            if cache is not None:
-                cache.undo()
-            raise
+        output = read_tokens(
+            self.embedding,
+            self.stack,
+            input_ids,
+            attention_mask=attention_mask,
+            cache=cache,
+            prefix_lengths=prefix_lengths,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
         kept = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
         output.logits = self.head(kept, self.embedding.tokens.weight)
         return output
 
-    def _check_prefix(self, prefix_lengths: Tensor | None, batch: int) -> None:
-        if prefix_lengths is None:
-            return
-        masks = [layer.attention.mask for layer in self.config.stack.layers]
+
+@dataclass(frozen=True)
+class Source:
+    """What cross-attention looks at.
+
+    Args:
+        states: [batch, columns, source_size].
+        attention_mask: [batch, columns], true where there is something; None means everywhere.
+    """
+
+    states: Tensor
+    attention_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        mask = self.attention_mask
         require(
-            any(isinstance(mask, PrefixCausal) for mask in masks),
-            "prefix_lengths were given, but no layer of this network has a PrefixCausal mask",
-        )
-        require(
-            tuple(prefix_lengths.shape) == (batch,),
-            f"prefix_lengths must be [{batch}], one per row, but they are {list(prefix_lengths.shape)}",
+            self.states.dim() == 3 and (mask is None or mask.shape == self.states.shape[:2]),
+            f"a source must be [batch, columns, size] and its attention_mask [batch, columns], but they are "
+            f"{list(self.states.shape)} and {None if mask is None else list(mask.shape)}",
         )
 
-    def _check_positions(self, span: Span) -> None:
-        table = self.config.embedding.positions
-        if isinstance(table, Learned.Config):
-            last = span.start + span.new if span.start is not None else int(span.queries.max()) + 1
-            require(
-                last <= table.max_positions,
-                f"the sequence has {last} tokens, but this network has positions for {table.max_positions}",
-            )
+    def select(self, rows: Tensor) -> Source:
+        """The rows ``rows`` [any number] of it, in that order."""
+        mask = self.attention_mask
+        return Source(self.states[rows], None if mask is None else mask[rows])
 
-    def _layer_numbers(self, wanted: bool | Collection[int]) -> frozenset[int]:
-        count = len(self.stack.layers)
-        if isinstance(wanted, bool):
-            return frozenset(range(count)) if wanted else frozenset()
-        for number in wanted:
-            require(-count <= number < count, f"there is no layer {number}: this network has layers 0 to {count - 1}")
-        return frozenset(number % count for number in wanted)
+
+def read_tokens(
+    embedding: TokenEmbedding,
+    stack: Stack,
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
+    prefix_lengths: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    source: Source | None = None,
+    output_hidden_states: bool = False,
+    output_attentions: bool | Collection[int] = (),
+) -> Output:
+    """Token ids through an embedding and a stack. Arguments as in `DecoderOnly.forward`.
+
+    Args:
+        source: for cross-attention. Its keys and values are kept in the cache, where there is one, at the first call;
+            later calls may leave it out.
+    """
+    check_tokens(input_ids, attention_mask)
+    batch, new = input_ids.shape
+    _check_prefix(stack, prefix_lengths, batch)
+    started_source = False
+    if cache is not None:
+        if source is not None and not cache.has_source:
+            cache.set_source(source.states.shape[1], input_ids.device, source.attention_mask)
+            started_source = True
+        spans = cache.advance(batch, new, input_ids.device, attention_mask, prefix_lengths)
+    else:
+        span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
+        spans = [span] * len(stack.layers)
+    try:
+        _check_positions(embedding, spans[0])
+        output: Output = stack(
+            embedding(input_ids, spans[0].queries, token_type_ids),
+            spans,
+            cache=cache,
+            source=None if source is None else source.states,
+            source_span=_source_span(source, cache),
+            output_hidden_states=output_hidden_states,
+            output_attentions=layer_numbers(output_attentions, len(stack.layers)),
+        )
+    except BaseException:  # an error, or someone's Ctrl-C: the cache stays good for the next call
+        if cache is not None:
+            cache.undo()
+            if started_source:
+                cache.source.clear()
+        raise
+    return output
+
+
+def _source_span(source: Source | None, cache: Cache | None) -> Span | None:
+    if cache is not None:
+        return cache.source_span() if cache.has_source else None
+    if source is None:
+        return None
+    return Span.over(Span.of(source.states.shape[1], source.attention_mask, device=source.states.device))
+
+
+def check_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """
+    Raises:
+        ConfigError: these are not [batch, new] tokens with a mask of the same shape.
+    """
+    require(input_ids.dim() == 2, f"input_ids must be [batch, new], but they are {list(input_ids.shape)}")
+    require(input_ids.shape[1] >= 1, "input_ids hold no token")
+    if attention_mask is not None:
+        require(
+            attention_mask.shape == input_ids.shape,
+            f"attention_mask is {list(attention_mask.shape)}, but input_ids are {list(input_ids.shape)} (with a cache, "
+            "it speaks of the new tokens only)",
+        )
+
+
+def _check_prefix(stack: Stack, prefix_lengths: Tensor | None, batch: int) -> None:
+    if prefix_lengths is None:
+        return
+    masks = [layer.attention.mask for layer in stack.config.layers]
+    require(
+        any(isinstance(mask, PrefixCausal) for mask in masks),
+        "prefix_lengths were given, but no layer of this network has a PrefixCausal mask",
+    )
+    require(
+        tuple(prefix_lengths.shape) == (batch,),
+        f"prefix_lengths must be [{batch}], one per row, but they are {list(prefix_lengths.shape)}",
+    )
+
+
+def _check_positions(embedding: TokenEmbedding, span: Span) -> None:
+    table = embedding.config.positions
+    if isinstance(table, Learned.Config):
+        last = span.start + span.new if span.start is not None else int(span.queries.max()) + 1
+        require(
+            last <= table.max_positions,
+            f"the sequence has {last} tokens, but this network has positions for {table.max_positions}",
+        )
+
+
+def layer_numbers(wanted: bool | Collection[int], count: int) -> frozenset[int]:
+    """The numbers of layers, counted from 0, that ``output_attentions`` asks for.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    if isinstance(wanted, bool):
+        return frozenset(range(count)) if wanted else frozenset()
+    for number in wanted:
+        require(-count <= number < count, f"there is no layer {number}: this network has layers 0 to {count - 1}")
+    return frozenset(number % count for number in wanted)
+
+
+def check_widths(config: core.Config, hidden: int) -> None:
+    """
+    Raises:
+        ConfigError: a part of an embedding or of a stack is made for vectors of another size than ``hidden``.
+    """
+    for path, part in config.traverse():
+        if isinstance(part, (Attention.Config, FeedForward.Config, Learned.Config, Sinusoidal.Config)):
+            size = part.hidden_size
+        elif path.rpartition(".")[2] == "norm" and isinstance(part, (LayerNorm.Config, RMSNorm.Config)):
+            size = part.size
+        else:
+            size = hidden
+        require(size == hidden, f"{path} is made for vectors of {size}, but the embedding's have {hidden}")
