@@ -374,7 +374,7 @@ def test_a_conversation_is_saved(model: Model, tmp_path: Path) -> None:
 # --- what it cannot do ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["embed", "fill_mask", "classify", "tag", "transcribe"])
+@pytest.mark.parametrize("name", ["fill_mask", "classify", "tag", "transcribe"])
 def test_other_kinds_of_work_are_refused(model: Model, name: str) -> None:
     with pytest.raises(CapabilityError, match=f"cannot {name}; it can generate, stream, score, chat"):
         getattr(model, name)("anything")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from polyformer.core.config import Config
+from polyformer.core.dual_encoder import DualEncoder
+from polyformer.core.encoder import EncoderOnly
+from polyformer.core.encoder_decoder import EncoderDecoder
 from polyformer.core.placement import has_bfloat16, parse_device, parse_dtype, require_memory
 from polyformer.core.transformer import DecoderOnly
-from polyformer.errors import CapabilityError, CheckpointError, ConfigError, GenerationError
+from polyformer.errors import CapabilityError, ConfigError, GenerationError
+from polyformer.generation.defaults import SAMPLING, GenerationDefaults
 from polyformer.generation.generate import generate, stream, stream_events
 from polyformer.generation.requests import ReadText
 from polyformer.generation.settings import GenerationSettings
@@ -24,67 +28,34 @@ from polyformer.generation.settings import GenerationSettings
 if TYPE_CHECKING:
     from polyformer.checkpoints.loading import Checkpoint
     from polyformer.families.base import Family
+    from polyformer.families.embedding_settings import EmbeddingSettings
+    from polyformer.tokenizers.audio import AudioProcessor
+    from polyformer.tokenizers.images import ImageProcessor
     from polyformer.tokenizers.text import TextTokenizer
 
 Ids: TypeAlias = "Sequence[int] | Tensor"
 Prompt: TypeAlias = "str | Ids"
 Message: TypeAlias = "Mapping[str, Any]"
+AnyNetwork: TypeAlias = "DecoderOnly | EncoderOnly | EncoderDecoder | DualEncoder"
 
 GENERATION_CONFIG = "generation_config.json"
 
-# How generation_config.json names what we take from it when it says do_sample.
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+# Tasks of encoders whose scores stand for labels with names.
+LABELLED_TASKS = ("sequence-classification", "token-classification")
+
+# What an encoder of text does, by the task it was trained for; every one of them gives embeddings too.
+_ENCODER_METHODS: Mapping[str, tuple[str, ...]] = {
+    "masked-lm": ("fill_mask",),
+    "pretraining": ("fill_mask", "follows"),
+    "next-sentence": ("follows",),
+    "sequence-classification": ("classify",),
+    "token-classification": ("tag",),
+    "question-answering": ("answer",),
+    "multiple-choice": ("choose",),
+}
 
 # Tokens whose logits are held together while a text is scored.
 _SCORED_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What a model's own ``generation_config.json`` says about generating with it.
-
-    Attributes:
-        eos_token_ids: tokens that end a text, besides the tokenizer's.
-        options: used where a call leaves an option out: ``repetition_penalty``; and, if the file says ``do_sample``,
-            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p`` (these for sampling calls only, not for
-            greedy, beam or contrastive search). Everything else in the file, lengths included, is left alone.
-    """
-
-    eos_token_ids: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path, *, fallback: Mapping[str, Any] | None = None) -> GenerationDefaults:
-        """The defaults of a file. Without it, the end tokens that the `fallback`, a ``config.json``, names.
-
-        Raises:
-            CheckpointError: the file is not a JSON object, or its token ids are not whole numbers.
-        """
-        if not path.is_file():
-            return cls(_end_tokens((fallback or {}).get("eos_token_id"), path.with_name("config.json")))
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not readable JSON ({error}): fetch it again") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}: fetch it again")
-        names = ("repetition_penalty", *(_SAMPLING if values.get("do_sample") else ()))
-        options = {name: values[name] for name in names if values.get(name) is not None}
-        return cls(_end_tokens(values.get("eos_token_id"), path), options)
-
-    def to_json(self) -> dict[str, Any]:
-        """The contents of a file that `read` and transformers understand; empty if there is nothing to say."""
-        values: dict[str, Any] = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}
-        if any(name in self.options for name in _SAMPLING):
-            values["do_sample"] = True
-        return {**values, **self.options}
-
-
-def _end_tokens(value: Any, path: Path) -> tuple[int, ...]:
-    tokens = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
-        raise CheckpointError(f"{path}: eos_token_id is {value!r}, but it must be a token id or a list of them")
-    return tuple(tokens)
 
 
 def load(
@@ -131,9 +102,18 @@ def load(
             defaults = GenerationDefaults.read(folder / GENERATION_CONFIG, fallback=checkpoint.values)
         if asked is None and checkpoint.is_quantized:
             asked = torch.bfloat16 if has_bfloat16(place) else torch.float32
-        network = checkpoint.load(dtype=asked, device=place)
-    assert isinstance(network, DecoderOnly)
-    return Model(network, checkpoint.family, tokenizer=tokenizer, generation_defaults=defaults)
+        network: Any = checkpoint.load(dtype=asked, device=place)
+        reads = inputs_of(network.config)
+        return Model(
+            network,
+            checkpoint.family,
+            tokenizer=tokenizer,
+            image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
+            audio_processor=_audio_processor_of(checkpoint) if "input_features" in reads else None,
+            labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
+            embedding_settings=None if checkpoint.is_gguf else _embedding_settings_of(checkpoint),
+            generation_defaults=defaults,
+        )
 
 
 def build(
@@ -173,8 +153,11 @@ def build(
             network = config.build()
         finally:
             torch.set_default_dtype(usual)
-    if not isinstance(network, DecoderOnly):
-        raise ConfigError(f"{config.kind} is a part, not a whole network: build a DecoderOnly.Config")
+    if not isinstance(network, (DecoderOnly, EncoderOnly, EncoderDecoder, DualEncoder)):
+        raise ConfigError(
+            f"{config.kind} is a part, not a whole network: build the Config of a DecoderOnly, EncoderOnly, "
+            "EncoderDecoder or DualEncoder"
+        )
     return Model(network, family)
 
 
@@ -185,7 +168,60 @@ def _tokenizer_of(checkpoint: Checkpoint) -> TextTokenizer | None:
 
     if checkpoint.is_gguf:
         return tokenizer_from_gguf(checkpoint.values) if "tokenizer.ggml.model" in checkpoint.values else None
-    return load_tokenizer(checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
+    return load_tokenizer(_folder_of(checkpoint))
+
+
+def _folder_of(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+
+
+def _image_processor_of(checkpoint: Checkpoint) -> ImageProcessor | None:
+    from polyformer.tokenizers.images import load_image_processor
+
+    return load_image_processor(_folder_of(checkpoint))
+
+
+def _audio_processor_of(checkpoint: Checkpoint) -> AudioProcessor | None:
+    from polyformer.tokenizers.audio import load_audio_processor
+
+    return load_audio_processor(_folder_of(checkpoint))
+
+
+def _embedding_settings_of(checkpoint: Checkpoint) -> EmbeddingSettings | None:
+    if not (_folder_of(checkpoint) / "modules.json").is_file():
+        return None
+    from polyformer.checkpoints.sentence_transformers import read_embedding_settings
+
+    return read_embedding_settings(_folder_of(checkpoint))
+
+
+def _labels_of(values: Mapping[str, Any], config: Any) -> tuple[str, ...] | None:
+    """The names that ``config.json`` gives the labels of the network's head; None where there is no such head.
+
+    Raises:
+        ConfigError: there are not as many names as the head has labels.
+    """
+    count = getattr(config, "num_labels", None)
+    if count is None or config.task not in LABELLED_TASKS:
+        return None
+    names = values.get("id2label")
+    if not isinstance(names, dict):
+        return tuple(f"LABEL_{number}" for number in range(count))
+    try:
+        return tuple(str({int(key): name for key, name in names.items()}[number]) for number in range(count))
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"config.json: id2label must name the labels 0 to {count - 1} of the head, but it names "
+            f"{', '.join(map(str, names)) or 'none'}"
+        ) from None
+
+
+def inputs_of(config: Any) -> tuple[str, ...]:
+    """What a network with this config reads: "input_ids", "pixel_values", "input_features"."""
+    if isinstance(config, DualEncoder.Config):
+        return tuple(tower.encoder.input_name for tower in (config.text, config.image) if tower is not None)
+    encoder = getattr(config, "encoder", None)
+    return ("input_ids",) if encoder is None else (encoder.input_name,)
 
 
 class Model:
@@ -196,6 +232,10 @@ class Model:
             parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or
             a move bring them back.
         tokenizer: text to ids and back; None for a model that takes and gives ids.
+        image_processor, audio_processor: pictures and sound to what the network reads; None where it reads neither, or
+            the files do not say.
+        labels: the names of what the network's head tells apart; None without such a head.
+        embedding_settings: how a sentence-embedding model makes one vector of a text; None for another.
         config: the network's config tree.
         family: how the network is written in files.
         generation_defaults: what the model's own files say about generating with it.
@@ -203,19 +243,32 @@ class Model:
 
     def __init__(
         self,
-        network: DecoderOnly,
+        network: AnyNetwork,
         family: Family,
         *,
         tokenizer: TextTokenizer | None = None,
+        image_processor: ImageProcessor | None = None,
+        audio_processor: AudioProcessor | None = None,
+        labels: Sequence[str] | None = None,
+        embedding_settings: EmbeddingSettings | None = None,
         generation_defaults: GenerationDefaults | None = None,
     ) -> None:
-        self.network = network.eval()
+        self.network: Any = network.eval()
         self.family = family
         self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.audio_processor = audio_processor
+        count = getattr(network.config, "num_labels", None)
+        if labels is not None and len(labels) != count:
+            raise ConfigError(f"{len(labels)} names of labels were given, but the network's head has {count or 'none'}")
+        self.labels = None if labels is None else tuple(labels)
+        self.embedding_settings = embedding_settings
         self.generation_defaults = generation_defaults or GenerationDefaults()
 
     def __repr__(self) -> str:
-        words = "text" if self.tokenizer is not None else "token ids"
+        kinds = {"pixel_values": "pictures", "input_features": "sound"}
+        text = "text" if self.tokenizer is not None else "token ids"
+        words = " and ".join(kinds.get(name, text) for name in inputs_of(self.config))
         dtype = str(self.dtype).removeprefix("torch.")
         what = f"{self.family.name}, {self.num_parameters:,} parameters, {words}, {dtype} on {self.device}"
         return f"<polyformer.Model {what}>"
@@ -253,8 +306,27 @@ class Model:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """The names of the methods that this model can serve."""
-        can_chat = self.tokenizer is not None and bool(self.tokenizer.chat_templates)
-        return ("generate", "stream", "score", *(("chat", "conversation") if can_chat else ()))
+        has_text = self.tokenizer is not None
+        network, reads = self.network, inputs_of(self.config)
+        if isinstance(network, DecoderOnly):
+            can_chat = self.tokenizer is not None and bool(self.tokenizer.chat_templates)
+            extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if has_text else ()))
+            return ("generate", "stream", "score", *extra)
+        if isinstance(network, DualEncoder):
+            embeds = {"input_ids": "embed", "pixel_values": "embed_images"}
+            return (*(embeds[name] for name in reads), *(("classify",) if len(reads) == 2 else ()))
+        task = self.config.task
+        if isinstance(network, EncoderOnly):
+            if reads == ("input_ids",):
+                return (*_ENCODER_METHODS.get(task, ()), *(("embed",) if has_text else ()))
+            return (*(("classify",) if task == "sequence-classification" else ()), "embed_images")
+        if task != "generation":
+            return _ENCODER_METHODS.get(task, ())
+        if reads == ("input_features",):
+            return ("transcribe",)
+        if reads == ("pixel_values",):
+            return ("caption",)
+        return ("generate", "stream", *(("translate", "summarize") if has_text else ()))
 
     # --- continuing a text ------------------------------------------------------------------------------------------
 
@@ -288,6 +360,7 @@ class Model:
         """
         given: Any = _as_lists(prompts)
         together = _is_many(given)
+        self._require("generate")
         chosen = self._settings(settings, options)
         many: Sequence[Any] = given if together else [given]
         ids = [self._ids(prompt) for prompt in many]
@@ -323,6 +396,7 @@ class Model:
         Raises:
             GenerationError, CapabilityError: as `generate`, before the first piece.
         """
+        self._require("stream")
         ids, chosen, ends = self._ids(prompt), self._settings(settings, options), self.eos_token_ids
         network = self.network.pack()
         if self.tokenizer is None:
@@ -348,6 +422,7 @@ class Model:
         Raises:
             GenerationError: nothing is left to score, or it is longer than the context.
         """
+        self._require("score")
         before = [] if prompt is None else self._ids(prompt)
         scored = self._ids(text) if prompt is None else self._ids(text, add_special_tokens=False)
         ids = [*before, *scored]
@@ -421,40 +496,139 @@ class Model:
         from polyformer.checkpoints.saving import save_network
 
         defaults = replace(self.generation_defaults, eos_token_ids=self.eos_token_ids)
+        writes = not isinstance(self.network, (EncoderOnly, DualEncoder))
+        parts = (self.tokenizer, self.image_processor, self.audio_processor, self.embedding_settings)
         save_network(
             self.network,
             self.family,
             Path(folder),
-            tokenizer=self.tokenizer,
-            generation_config=defaults.to_json() or None,
+            writers=[part.save for part in parts if part is not None],
+            config_values=self._label_names(),
+            generation_config=(defaults.to_json() or None) if writes else None,
         )
 
-    # --- what other kinds of models do ------------------------------------------------------------------------------
+    def _label_names(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {}
+        return {
+            "id2label": {str(number): name for number, name in enumerate(self.labels)},
+            "label2id": {name: number for number, name in enumerate(self.labels)},
+        }
 
-    def embed(self, *inputs: Any, **options: Any) -> NoReturn:
-        """Refused: this model has no sentence embeddings."""
-        self._cannot("embed")
+    # --- vectors ----------------------------------------------------------------------------------------------------
 
-    def fill_mask(self, *inputs: Any, **options: Any) -> NoReturn:
-        """Refused: this model was not trained to fill masks."""
-        self._cannot("fill_mask")
+    def embed(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """One vector for each text; see `polyformer.tasks.embedding.embed` for the options.
 
-    def classify(self, *inputs: Any, **options: Any) -> NoReturn:
-        """Refused: this model has no classes."""
-        self._cannot("classify")
+        Returns:
+            numpy [size] for one text, [texts, size] for a list.
+        """
+        self._require("embed")
+        from polyformer.tasks.embedding import embed
 
-    def tag(self, *inputs: Any, **options: Any) -> NoReturn:
-        """Refused: this model has no tags."""
-        self._cannot("tag")
+        return embed(self, texts, **options)
 
-    def transcribe(self, *inputs: Any, **options: Any) -> NoReturn:
-        """Refused: this model takes no sound."""
-        self._cannot("transcribe")
+    def embed_images(self, images: Any, **options: Any) -> Any:
+        """One vector for each picture; see `polyformer.tasks.embedding_pictures.embed_images`."""
+        self._require("embed_images")
+        from polyformer.tasks.embedding_pictures import embed_images
+
+        return embed_images(self, images, **options)
+
+    # --- what encoders were trained for -----------------------------------------------------------------------------
+
+    def fill_mask(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """Guess the masked words of a text; see `polyformer.tasks.masked.fill_mask`."""
+        self._require("fill_mask")
+        from polyformer.tasks.masked import fill_mask
+
+        return fill_mask(self, texts, **options)
+
+    def classify(self, inputs: Any, **options: Any) -> Any:
+        """Labels with their scores, for texts or pictures, as the network reads them.
+
+        With ``labels`` of one's own, a model that tells entailment from contradiction (`tasks.classification`) or one
+        that compares pictures with texts (`tasks.zero_shot_images`) chooses among those.
+        """
+        self._require("classify")
+        if isinstance(self.network, DualEncoder):
+            from polyformer.tasks.zero_shot_images import classify_images_zero_shot
+
+            return classify_images_zero_shot(self, inputs, **options)
+        if inputs_of(self.config) == ("pixel_values",):
+            from polyformer.tasks.image_classification import classify_images
+
+            return classify_images(self, inputs, **options)
+        from polyformer.tasks.classification import classify
+
+        return classify(self, inputs, **options)
+
+    def tag(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """Names of persons, places … in texts, with character offsets; see `polyformer.tasks.tagging.tag`."""
+        self._require("tag")
+        from polyformer.tasks.tagging import tag
+
+        return tag(self, texts, **options)
+
+    def answer(self, question: str | Sequence[str], context: str | Sequence[str], **options: Any) -> Any:
+        """The part of a context that answers a question; see `polyformer.tasks.answering.answer`."""
+        self._require("answer")
+        from polyformer.tasks.answering import answer
+
+        return answer(self, question, context, **options)
+
+    def choose(self, prompt: str, choices: Sequence[str], **options: Any) -> Any:
+        """Which of several continuations fits; see `polyformer.tasks.choosing.choose`."""
+        self._require("choose")
+        from polyformer.tasks.choosing import choose
+
+        return choose(self, prompt, choices, **options)
+
+    def follows(self, first: str, second: str, **options: Any) -> Any:
+        """Whether one sentence follows another; see `polyformer.tasks.next_sentence.follows`."""
+        self._require("follows")
+        from polyformer.tasks.next_sentence import follows
+
+        return follows(self, first, second, **options)
+
+    # --- from a source to a text ------------------------------------------------------------------------------------
+
+    def translate(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """See `polyformer.tasks.translation.translate`."""
+        self._require("translate")
+        from polyformer.tasks.translation import translate
+
+        return translate(self, texts, **options)
+
+    def summarize(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """See `polyformer.tasks.summarization.summarize`."""
+        self._require("summarize")
+        from polyformer.tasks.summarization import summarize
+
+        return summarize(self, texts, **options)
+
+    def transcribe(self, sound: Any, **options: Any) -> Any:
+        """What is said in a recording; see `polyformer.tasks.transcription.transcribe`."""
+        self._require("transcribe")
+        from polyformer.tasks.transcription import transcribe
+
+        return transcribe(self, sound, **options)
+
+    def caption(self, images: Any, **options: Any) -> Any:
+        """What a picture shows, in words; see `polyformer.tasks.captioning.caption`."""
+        self._require("caption")
+        from polyformer.tasks.captioning import caption
+
+        return caption(self, images, **options)
+
+    def _require(self, what: str) -> None:
+        if what not in self.capabilities:
+            needs = {"embed", "translate", "summarize"}
+            self._cannot(what, ": it has no tokenizer" if what in needs and self.tokenizer is None else "")
 
     def _cannot(self, what: str, why: str = "") -> NoReturn:
-        raise CapabilityError(
-            f"this {self.family.name} model cannot {what}{why}; it can {', '.join(self.capabilities)}"
-        )
+        can = ", ".join(self.capabilities) or "only be called as a network"
+        raise CapabilityError(f"this {self.family.name} model cannot {what}{why}; it can {can}")
 
     # --- from what a person says to what generation takes -----------------------------------------------------------
 
@@ -484,7 +658,7 @@ class Model:
     def _defaults_for(self, asked: GenerationSettings) -> Mapping[str, Any]:
         if asked.mode == "sampling":
             return self.generation_defaults.options
-        return {name: value for name, value in self.generation_defaults.options.items() if name not in _SAMPLING}
+        return {name: value for name, value in self.generation_defaults.options.items() if name not in SAMPLING}
 
     def _spellings(self, words: Any) -> list[list[int]]:
         """The ids of each word, as it stands at the beginning of a text and after a space."""

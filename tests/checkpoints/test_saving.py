@@ -159,7 +159,7 @@ def test_companions(tmp_path: Path) -> None:
         make_network(),
         find_family("llama"),
         tmp_path / "deep" / "out",
-        tokenizer=Tokenizer(),
+        writers=[Tokenizer().save],
         generation_config={"eos_token_id": [1, 2]},
     )
     assert names(tmp_path / "deep" / "out") == [

@@ -7,10 +7,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,12 +29,6 @@ DEFAULT_SHARD_BYTES = 5 * 2**30
 _OUR_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
-class SavesItself(Protocol):
-    """A tokenizer, as far as saving is concerned."""
-
-    def save(self, folder: Path) -> object: ...
-
-
 @dataclass
 class _Shard:
     steps: list[Step]
@@ -46,11 +40,12 @@ def save_network(
     family: Family,
     folder: str | Path,
     *,
-    tokenizer: SavesItself | None = None,
+    writers: Sequence[Callable[[Path], object]] = (),
+    config_values: Mapping[str, Any] | None = None,
     generation_config: Mapping[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Writes ``config.json`` and safetensors, and the tokenizer and generation config if there are any.
+    """Writes ``config.json`` and safetensors, and the generation config and whatever else belongs to the model.
 
     Everything is written beside its place first and moved there when it is complete, so that a failure or an
     interruption leaves what was there before. Weights of an earlier save in the same folder are removed. The tensors
@@ -60,7 +55,8 @@ def save_network(
         network: the network; its weights may lie in the very files that are replaced.
         family: the public architecture to write it as.
         folder: made if need be.
-        tokenizer: has ``save(folder)``.
+        writers: each writes its own files into the folder it is given (``tokenizer.save``, say).
+        config_values: what ``config.json`` says beyond the network (names of labels).
         generation_config: the contents of ``generation_config.json``.
         shard_bytes: weights beyond this size go into several files with an index. A single tensor is never cut.
 
@@ -70,7 +66,7 @@ def save_network(
         DiskFullError: there is no room; nothing was changed.
     """
     folder = Path(folder)
-    values = family.write_config(network.config)
+    values = {**family.write_config(network.config), **(config_values or {})}
     parameters = network.state_dict()  # of plain weights, also from a packed network
     if not parameters:
         raise CheckpointError("the network has no weights to save")
@@ -80,8 +76,8 @@ def save_network(
     require_room(folder, sum(shard.nbytes for shard in shards), f"saving to {folder.name}")
     with _moved_when_complete(folder) as staging:
         _write_weights(shards, parameters, staging)
-        if tokenizer is not None:
-            tokenizer.save(staging)
+        for write in writers:
+            write(staging)
         if generation_config is not None:
             _write_json(staging / GENERATION_CONFIG_FILE, generation_config)
         _write_json(staging / CONFIG_FILE, values)
@@ -155,6 +151,8 @@ def _move_into(staging: Path, folder: Path) -> None:
     new = {path.name for path in staging.iterdir()}
     # The config goes last: with it the folder says what the weights are.
     for name in sorted(new, key=lambda name: name == CONFIG_FILE):
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            shutil.rmtree(folder / name)
         os.replace(staging / name, folder / name)
     for path in folder.iterdir():
         if _OUR_WEIGHTS.fullmatch(path.name) and path.name not in new:
