@@ -30,6 +30,7 @@ _MODULES = {
     "palm": "palm",
     "gpt_bigcode": "gpt_bigcode",
     "starcoder2": "starcoder2",
+    "bert": "bert",
     "polyformer": "native",
 }
 

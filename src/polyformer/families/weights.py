@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -153,6 +153,19 @@ class GroupedQueryKeyValue(Transform):
 
 
 @dataclass(frozen=True)
+class Repeated(Transform):
+    """The file holds the same tensor under ``count`` names; the last one counts."""
+
+    count: int
+
+    def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
+        return theirs[-1:]
+
+    def to_theirs(self, ours: list[Tensor]) -> list[Tensor]:
+        return [ours[0].clone() for _ in range(self.count)]
+
+
+@dataclass(frozen=True)
 class Chain(Transform):
     """Several transforms one after the other, written in the direction theirs -> ours."""
 
@@ -240,12 +253,17 @@ class WeightTable:
         rules: which of our parameters stand for which tensors of the file.
         ignored: regular expressions for tensors of a file that hold no weights (masks, rotary frequencies) or a second
             copy of tied ones.
-        optional_prefix: a beginning of names, such as ``"transformer."``, that some files leave out. Export writes it.
+        optional_prefix: a beginning of names, such as ``"transformer."``, that some files leave out.
+        writes_prefix: whether export writes it.
+        aliases: (regular expression of a rule's name, what stands in its place in older files): ``LayerNorm.weight`` was
+            once ``LayerNorm.gamma``. Export writes the rule's name.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     optional_prefix: str = ""
+    writes_prefix: bool = True
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def steps(self, our_names: Collection[str]) -> list[Step]:
         """Every step for a network with these parameters (for export).
@@ -265,15 +283,17 @@ class WeightTable:
                 f"the weight table has no single rule for {', '.join(sorted(wrong)[:5])} ({len(wrong)} parameters): "
                 "mend the family's rules"
             )
-        return steps
+        return steps if self.writes_prefix else _without_prefix(steps, self.optional_prefix)
 
     def plan(self, our_shapes: Mapping[str, Shape], their_shapes: Mapping[str, Shape]) -> Plan:
         """Match a network against a file, by names and by shapes worked out on the meta device."""
-        steps = self.steps(our_shapes)
+        steps = replace(self, writes_prefix=True).steps(our_shapes)
         prefix = self.optional_prefix
         if prefix and not any(name.startswith(prefix) for name in their_shapes):
+            steps = _without_prefix(steps, prefix)
+        if self.aliases:
             steps = [
-                Step(step.ours, tuple(name.removeprefix(prefix) for name in step.theirs), step.transform)
+                Step(step.ours, tuple(self._name_in(their_shapes, name) for name in step.theirs), step.transform)
                 for step in steps
             ]
         plan = Plan(steps)
@@ -288,6 +308,17 @@ class WeightTable:
         ignored = re.compile("|".join(f"(?:{pattern})" for pattern in self.ignored)) if self.ignored else None
         plan.unexpected = [n for n in their_shapes if n not in used and not (ignored and ignored.fullmatch(n))]
         return plan
+
+    def _name_in(self, file: Collection[str], name: str) -> str:
+        """The name itself if the file has it, else the first alias that the file has, else the name."""
+        if name in file:
+            return name
+        others = (re.sub(pattern, other, name) for pattern, other in self.aliases)
+        return next((other for other in others if other in file), name)
+
+
+def _without_prefix(steps: list[Step], prefix: str) -> list[Step]:
+    return [Step(step.ours, tuple(name.removeprefix(prefix) for name in step.theirs), step.transform) for step in steps]
 
 
 def _check_shapes(step: Step, ours: Mapping[str, Shape], theirs: Mapping[str, Shape], plan: Plan) -> None:
