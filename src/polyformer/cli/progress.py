@@ -1,4 +1,4 @@
-"""A progress bar for downloads, on standard error and only if that is a terminal."""
+"""Progress bars for downloads and for many inputs, on standard error and only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ def _plain_lines() -> Iterator[Callable[[str, int, int | None], None]]:
             print(f"fetching {name}{size}", file=sys.stderr, flush=True)
 
     yield show
+
+
+@contextmanager
+def work_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Gives a callback that takes how many inputs are done and how many there are; None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield show

@@ -44,18 +44,21 @@ def read_text(path: Path) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, key: str = "prompt") -> list[str]:
     """One prompt a line: plain text, or in a `.jsonl` file a string or an object with the key "prompt".
+
+    Args:
+        key: what the key is called, and with it what is read ("text").
 
     Raises:
         InputError: as `read_text`, or a line of the `.jsonl` file is neither; it is named by its number.
     """
     lines = _lines(path)
     if not lines:
-        raise InputError(f"{path} holds no prompt: write one a line")
+        raise InputError(f"{path} holds no {key}: write one a line")
     if path.suffix != ".jsonl":
         return [line for _, line in lines]
-    return [_prompt_of(line, f"{path} line {number}") for number, line in lines]
+    return [_prompt_of(line, f"{path} line {number}", key) for number, line in lines]
 
 
 def read_examples(path: Path) -> list[tuple[str, str]]:
@@ -81,12 +84,12 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.removesuffix("\r")) for number, line in lines if line.strip()]
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _prompt_of(line: str, where: str, key: str) -> str:
     value = parse_json(line, where)
-    prompt = value.get("prompt") if isinstance(value, dict) else value
+    prompt = value.get(key) if isinstance(value, dict) else value
     if not isinstance(prompt, str):
         raise InputError(
-            f'{where}: expected a string or an object with the string "prompt", for example {{"prompt": "Hi"}}'
+            f'{where}: expected a string or an object with the string "{key}", for example {{"{key}": "Hi"}}'
         )
     return prompt
 

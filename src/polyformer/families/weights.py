@@ -255,8 +255,8 @@ class WeightTable:
             copy of tied ones.
         optional_prefix: a beginning of names, such as ``"transformer."``, that some files leave out.
         writes_prefix: whether export writes it.
-        aliases: (regular expression of a rule's name, what stands in its place in older files): ``LayerNorm.weight`` was
-            once ``LayerNorm.gamma``. Export writes the rule's name.
+        aliases: (regular expression of a rule's name, what stands in its place in older files): ``LayerNorm.weight``
+            was once ``LayerNorm.gamma``. Export writes the rule's name.
     """
 
     rules: tuple[Rule, ...]

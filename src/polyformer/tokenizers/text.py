@@ -72,6 +72,8 @@ class TextTokenizer:
     def __init__(self, backend: Tokenizer, settings: TokenizerSettings | None = None):
         self.settings = settings or TokenizerSettings()
         self.backend = backend
+        # Copies that cut long texts, by how they do it; see `encodings`.
+        self.truncating_backends: dict[tuple[int, int, str], Tokenizer] = {}
         # A tokenizer.json may carry the batch settings of its training run; a text is never cut or filled up silently.
         backend.no_truncation()
         backend.no_padding()

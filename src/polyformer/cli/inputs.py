@@ -1,0 +1,47 @@
+"""What the commands for tasks share: texts from the command line or a file, and results as lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyformer.cli.reading import InputError, read_prompts, read_text
+
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - is standard input.")]
+InputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--input-file", "-i", help="Many texts: one a line, or .jsonl with the key text; - is standard input."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for each input, a line each.")]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut texts that are longer than the model reads; otherwise an error.")
+]
+
+
+def gather_texts(texts: list[str] | None, input_file: Path | None, what: str = "text") -> list[str]:
+    """The texts, from the one place that a person named; from standard input where they named none.
+
+    Raises:
+        InputError: both places, or none with a terminal as standard input.
+    """
+    if texts and input_file is not None:
+        raise InputError(f"give the {what}s in one way: as arguments, or with --input-file")
+    if input_file is not None:
+        return read_prompts(input_file, key="text")
+    if not texts:
+        if sys.stdin.isatty():
+            raise InputError(f"no {what}: write one after the model, name a file with --input-file, or pipe one in")
+        texts = ["-"]
+    if texts.count("-") > 1:
+        raise InputError("standard input (-) can be one text only")
+    return [read_text(Path("-")) if text == "-" else text for text in texts]
+
+
+def print_json(**values: Any) -> None:
+    print(json.dumps(values, ensure_ascii=False), flush=True)

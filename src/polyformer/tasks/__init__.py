@@ -1,0 +1,1 @@
+"""What a person wants done: vectors, labels, names, answers, translations, transcripts. One task a file."""
