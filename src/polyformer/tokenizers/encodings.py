@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -97,7 +98,7 @@ def pad_together(encodings: Sequence[Encoding], pad_token_id: int) -> dict[str, 
     }
 
 
-def _encode(backend: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> list:  # type: ignore[type-arg]
+def _encode(backend: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
     given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
     for number, text in enumerate([*texts, *(pairs or ())]):
         if not isinstance(text, str):
@@ -112,7 +113,7 @@ def _encode(backend: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | Non
         raise TokenizerError(f"this tokenizer cannot encode the text: {error}") from error
 
 
-def _encoding(one) -> Encoding:  # type: ignore[no-untyped-def]
+def _encoding(one: Any) -> Encoding:
     return Encoding(one.ids, one.type_ids, one.offsets, one.word_ids, one.sequence_ids)
 
 
