@@ -31,6 +31,11 @@ _MODULES = {
     "gpt_bigcode": "gpt_bigcode",
     "starcoder2": "starcoder2",
     "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "xlm_roberta",
+    "camembert": "camembert",
+    "distilbert": "distilbert",
+    "electra": "electra",
     "polyformer": "native",
 }
 

@@ -117,8 +117,10 @@ def _guesses(
 def _single_token(model: TaskModel, word: str) -> int:
     tokenizer = require_tokenizer(model, "fill masks")
     spellings = [tokenizer.encode(space + word, add_special_tokens=False) for space in (" ", "")]
-    single = next((ids[0] for ids in spellings if len(ids) == 1), None)
+    single = next((ids[0] for ids in spellings if len(ids) == 1 and ids[0] != tokenizer.unk_token_id), None)
     if single is None:
         pieces = [tokenizer.id_to_token(token_id) for token_id in spellings[0]]
-        raise GenerationError(f"the target {word!r} is {len(pieces)} tokens ({', '.join(map(str, pieces))}), not one")
+        raise GenerationError(
+            f"the target {word!r} is not one token of the vocabulary, but {', '.join(map(str, pieces)) or 'none'}"
+        )
     return single
