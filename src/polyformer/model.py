@@ -24,6 +24,7 @@ from polyformer.generation.defaults import SAMPLING, GenerationDefaults
 from polyformer.generation.generate import generate, stream, stream_events
 from polyformer.generation.requests import ReadText
 from polyformer.generation.settings import GenerationSettings
+from polyformer.tasks import sequence_to_sequence
 
 if TYPE_CHECKING:
     from polyformer.checkpoints.loading import Checkpoint
@@ -111,6 +112,7 @@ def load(
             image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
             audio_processor=_audio_processor_of(checkpoint) if "input_features" in reads else None,
             labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
+            task_settings=None if checkpoint.is_gguf else checkpoint.values.get("task_specific_params"),
             problem_type=None if checkpoint.is_gguf else checkpoint.values.get("problem_type"),
             embedding_settings=None if checkpoint.is_gguf else _embedding_settings_of(checkpoint),
             generation_defaults=defaults,
@@ -234,6 +236,7 @@ class Model:
         image_processor, audio_processor: pictures and sound to what the network reads; None where it reads neither, or
             the files do not say.
         labels: the names of what the network's head tells apart; None without such a head.
+        task_settings: what ``config.json`` says about single tasks (``task_specific_params``): a prefix, say.
         problem_type: what the scores of labels are, as ``config.json`` says it: "single_label_classification",
             "multi_label_classification" or "regression"; None where it does not say.
         embedding_settings: how a sentence-embedding model makes one vector of a text; None for another.
@@ -252,6 +255,7 @@ class Model:
         audio_processor: AudioProcessor | None = None,
         labels: Sequence[str] | None = None,
         problem_type: str | None = None,
+        task_settings: Mapping[str, Any] | None = None,
         embedding_settings: EmbeddingSettings | None = None,
         generation_defaults: GenerationDefaults | None = None,
     ) -> None:
@@ -265,6 +269,7 @@ class Model:
             raise ConfigError(f"{len(labels)} names of labels were given, but the network's head has {count or 'none'}")
         self.labels = None if labels is None else tuple(labels)
         self.problem_type = problem_type
+        self.task_settings = dict(task_settings or {})
         self.embedding_settings = embedding_settings
         self.generation_defaults = generation_defaults or GenerationDefaults()
 
@@ -341,7 +346,7 @@ class Model:
         cache_kind: str = "dense",
         **options: Any,
     ) -> Any:
-        """Continue a prompt, or many of any length together.
+        """Continue a prompt, or many of any length together; an encoder-decoder writes what a prompt becomes.
 
         Args:
             prompts: one text or the ids of one, or a list of them; tensors and arrays serve
@@ -367,14 +372,18 @@ class Model:
         chosen = self._settings(settings, options)
         many: Sequence[Any] = given if together else [given]
         ids = [self._ids(prompt) for prompt in many]
-        results = generate(
-            self.network.pack(),
-            ids,
-            chosen,
-            tokenizer=self.tokenizer,
-            eos_token_ids=self.eos_token_ids,
-            cache_kind=cache_kind,
-        )
+        if isinstance(self.network, EncoderDecoder):
+            sources = [sequence_to_sequence.fitting(self, one) for one in ids]
+            results = sequence_to_sequence.generate_from(self, sources, chosen, cache_kind=cache_kind)
+        else:
+            results = generate(
+                self.network.pack(),
+                ids,
+                chosen,
+                tokenizer=self.tokenizer,
+                eos_token_ids=self.eos_token_ids,
+                cache_kind=cache_kind,
+            )
         answers = [result if chosen.n > 1 else result[0] for result in results]
         return answers if together else answers[0]
 
@@ -401,6 +410,11 @@ class Model:
         """
         self._require("stream")
         ids, chosen, ends = self._ids(prompt), self._settings(settings, options), self.eos_token_ids
+        if isinstance(self.network, EncoderDecoder):
+            if read_text is not None:
+                raise GenerationError("read_text is for decoders: an encoder-decoder reads every source anew")
+            source = sequence_to_sequence.fitting(self, ids)
+            return sequence_to_sequence.stream_from(self, source, chosen, cache_kind=cache_kind)
         network = self.network.pack()
         if self.tokenizer is None:
             events = stream_events(network, ids, chosen, eos_token_ids=ends, cache_kind=cache_kind, read_text=read_text)
@@ -506,9 +520,14 @@ class Model:
             self.family,
             Path(folder),
             writers=[part.save for part in parts if part is not None],
-            config_values=self._label_names(),
+            config_values=self._config_values(),
             generation_config=(defaults.to_json() or None) if writes else None,
         )
+
+    def _config_values(self) -> dict[str, Any]:
+        """What ``config.json`` says beyond the network."""
+        named = {"task_specific_params": self.task_settings} if self.task_settings else {}
+        return {**named, **self._label_names()}
 
     def _label_names(self) -> dict[str, Any]:
         if self.labels is None:
@@ -656,6 +675,8 @@ class Model:
             values["negative_prompt"] = self._ids(values["negative_prompt"])
         if settings is not None:
             return settings.replace(**values)
+        if isinstance(self.network, EncoderDecoder):
+            return GenerationSettings.from_options({**sequence_to_sequence.own_options(self, values), **values})
         asked = GenerationSettings.from_options(values)
         return asked.replace(**{name: value for name, value in self._defaults_for(asked).items() if name not in values})
 

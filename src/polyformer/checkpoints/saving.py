@@ -67,7 +67,9 @@ def save_network(
     """
     folder = Path(folder)
     values = {**family.write_config(network.config), **(config_values or {})}
-    parameters = network.state_dict()  # of plain weights, also from a packed network
+    names = {name for name, _ in network.named_parameters()}  # a shared weight has one name here
+    # Plain weights, also from a packed network.
+    parameters = {name: tensor for name, tensor in network.state_dict().items() if name in names}
     if not parameters:
         raise CheckpointError("the network has no weights to save")
     values["torch_dtype"] = str(next(iter(parameters.values())).dtype).removeprefix("torch.")

@@ -36,6 +36,12 @@ _MODULES = {
     "camembert": "camembert",
     "distilbert": "distilbert",
     "electra": "electra",
+    "marian": "marian",
+    "t5": "t5",
+    "mt5": "mt5",
+    "bart": "bart",
+    "mbart": "mbart",
+    "pegasus": "pegasus",
     "polyformer": "native",
 }
 

@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
     forced_eos_token_id suppress_tokens begin_suppress_tokens num_return_sequences output_scores
     return_dict_in_generate tie_encoder_decoder is_llama_config rope_interleaved use_return_dict generation_config
     transformers.js_config _from_model_config n_ctx summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout classifier_dropout predict_special_tokens
+    init_std initializer_factor summary_proj_to_labels summary_first_dropout classifier_dropout predict_special_tokens
     """.split()  # noqa: SIM905 (a list of eighty quoted strings reads worse)
 )
 

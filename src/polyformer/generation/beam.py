@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.transformer import DecoderOnly
 from polyformer.errors import GenerationError
 from polyformer.generation.decoding import Row, left_padded
@@ -77,7 +78,7 @@ class BeamDecoder:
     the cache, which are never copied. Prompts that are done leave the batch.
 
     Args:
-        network: a decoder-only network.
+        network: a decoder-only network, or a decoder with a source in place (a row for each request).
         requests: at least one, with equal settings; prompts of any lengths.
         tokenizer: for text and stop strings.
         prefill_chunk: columns of the prompts read at once.
@@ -86,7 +87,7 @@ class BeamDecoder:
 
     def __init__(
         self,
-        network: DecoderOnly,
+        network: DecoderOnly | SourceDecoder,
         requests: Sequence[Request],
         *,
         tokenizer: Tokenizer | None,
@@ -143,6 +144,7 @@ class BeamDecoder:
         self._processors = RowProcessors(
             [self._settings] * rows,
             [frozenset(self._endings)] * rows,
+            [self._requests[index].limit for index in self._active for _ in range(self._rows_per_prompt)],
             vocab_size=like.shape[-1],
             dtype=like.dtype,
             device=like.device,
@@ -285,8 +287,9 @@ class BeamDecoder:
         self._limits, self._prompts = self._limits[places], self._prompts[places]
         per_prompt = self._rows_per_prompt
         within = torch.arange(per_prompt, device=places.device)
-        self._cache.select((places[:, None] * per_prompt + within).flatten())
-        self._processors = self._processors.select(range(len(keep) * per_prompt))
+        rows = (places[:, None] * per_prompt + within).flatten()
+        self._cache.select(rows)
+        self._processors = self._processors.select(rows.tolist())
 
     def _results(self, index: int) -> list[Generation]:
         request = self._requests[index]

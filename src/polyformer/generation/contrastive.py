@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.transformer import DecoderOnly
 from polyformer.generation.decoding import Row, TokenHistory, token_logprobs
 from polyformer.generation.outputs import StreamEvent
@@ -29,7 +30,7 @@ class ContrastiveDecoder:
     Call `step` until `running` is False, as with `SampleDecoder`.
 
     Args:
-        network: a decoder-only network.
+        network: a decoder-only network, or a decoder with a source in place (a row for each request).
         requests: at least one, with equal `top_k`; prompts of any lengths.
         tokenizer: for text and stop strings.
         follow_text: put text into every event.
@@ -39,7 +40,7 @@ class ContrastiveDecoder:
 
     def __init__(
         self,
-        network: DecoderOnly,
+        network: DecoderOnly | SourceDecoder,
         requests: Sequence[Request],
         *,
         tokenizer: Tokenizer | None,
@@ -101,6 +102,7 @@ class ContrastiveDecoder:
         self._processors = RowProcessors(
             [request.settings for request in requests],
             [request.endings for request in requests],
+            [request.limit for request in requests],
             vocab_size=read.logits.shape[-1],
             dtype=read.logits.dtype,
             device=device,

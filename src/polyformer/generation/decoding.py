@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.transformer import DecoderOnly
 from polyformer.generation.guidance import guide
 from polyformer.generation.outputs import FinishReason, Generation, StreamEvent, TokenLogprobs
@@ -120,7 +121,7 @@ class SampleDecoder:
     cost nothing. The prompts are read by the first step.
 
     Args:
-        network: a decoder-only network.
+        network: a decoder-only network, or a decoder with a source in place (a row for each request).
         requests: at least one, of any lengths and settings (no beams, no contrastive search).
         tokenizer: for text and stop strings; None gives ids only.
         follow_text: put text into every event.
@@ -131,7 +132,7 @@ class SampleDecoder:
 
     def __init__(
         self,
-        network: DecoderOnly,
+        network: DecoderOnly | SourceDecoder,
         requests: Sequence[Request],
         *,
         tokenizer: Tokenizer | None,
@@ -185,7 +186,11 @@ class SampleDecoder:
         prompts = [request.prompt for request in self._requests]
         prompts += [request.negative_prompt for request in guided]  # type: ignore[misc]
         if self._read_text is None:
-            read = prefill(self._network, prompts, chunk=self._chunk, cache_kind=self._cache_kind)
+            network = self._network
+            if guided and isinstance(network, SourceDecoder):
+                again = [index for index, request in enumerate(self._requests) if request.negative_prompt is not None]
+                network = network.select(torch.tensor([*range(len(self._requests)), *again], device=network.device))
+            read = prefill(network, prompts, chunk=self._chunk, cache_kind=self._cache_kind)
         else:
             read = self._read_text.read(self._network, prompts[0], chunk=self._chunk)
         self._cache, logits = read.cache, read.logits
@@ -200,6 +205,7 @@ class SampleDecoder:
         self._processors = RowProcessors(
             [row.request.settings for row in self.rows],
             [row.request.endings for row in self.rows],
+            [row.request.limit for row in self.rows],
             vocab_size=logits.shape[-1],
             dtype=logits.dtype,
             device=logits.device,

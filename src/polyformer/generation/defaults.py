@@ -13,6 +13,20 @@ from polyformer.errors import CheckpointError
 # How generation_config.json names what we take from it when it says do_sample.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
+# What older models say about generation in their config.json.
+OLD_PLACE = (
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "max_length",
+    "min_length",
+    "bad_words_ids",
+)
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
@@ -39,7 +53,9 @@ class GenerationDefaults:
             CheckpointError: the file is not a JSON object, or its token ids are not whole numbers.
         """
         if not path.is_file():
-            return cls(_end_tokens((fallback or {}).get("eos_token_id"), path.with_name("config.json")))
+            given = fallback or {}
+            others = {name: given[name] for name in OLD_PLACE if given.get(name) is not None}
+            return cls(_end_tokens(given.get("eos_token_id"), path.with_name("config.json")), others=others)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
+from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.transformer import DecoderOnly
 from polyformer.errors import GenerationError
 from polyformer.generation.beam import BeamDecoder
@@ -20,7 +23,7 @@ PREFILL_CHUNK = 2048
 
 
 def generate(
-    network: DecoderOnly,
+    network: DecoderOnly | SourceDecoder,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings | Sequence[GenerationSettings],
     *,
@@ -36,7 +39,8 @@ def generate(
     search with equal `top_k`; those of beam search with equal settings. A text does not depend on its neighbours.
 
     Args:
-        network: a decoder-only network, in the mode (`eval()`) that it should run in.
+        network: a decoder-only network, in the mode (`eval()`) that it should run in; or a decoder with a source in
+            place (`EncoderDecoder.with_source`), whose row i belongs to prompt i.
         prompts: token ids. An empty prompt starts from the tokenizer's beginning-of-text token.
         settings: for all prompts, or one for each.
         tokenizer: for texts and stop strings; None gives token ids only.
@@ -52,6 +56,8 @@ def generate(
         GenerationError: for a prompt or setting that cannot be served; nothing has been generated then.
     """
     _check_call(prefill_chunk)
+    if isinstance(network, SourceDecoder) and len(prompts) != len(network.source.states):
+        raise GenerationError(f"{len(prompts)} prompts but a source of {len(network.source.states)} rows; give as many")
     requests = make_requests(network, prompts, settings, tokenizer=tokenizer, eos_token_ids=eos_token_ids)
     batches = _batches(requests)
     if on_token is not None and any(batch[0].settings.mode == "beam" for batch in batches):
@@ -60,13 +66,14 @@ def generate(
         )
     results: list[list[Generation | None]] = [[None] * request.settings.n for request in requests]
     for batch in batches:
+        reader = _with_rows(network, batch)
         if batch[0].settings.mode == "beam":
-            beams = BeamDecoder(network, batch, tokenizer=tokenizer, prefill_chunk=prefill_chunk, cache_kind=cache_kind)
+            beams = BeamDecoder(reader, batch, tokenizer=tokenizer, prefill_chunk=prefill_chunk, cache_kind=cache_kind)
             for request, generations in zip(batch, beams.run(), strict=True):
                 results[request.index] = list(generations)
             continue
         decoder = _stepwise(batch)(
-            network,
+            reader,
             batch,
             tokenizer=tokenizer,
             follow_text=on_token is not None,
@@ -83,7 +90,7 @@ def generate(
 
 
 def stream_events(
-    network: DecoderOnly,
+    network: DecoderOnly | SourceDecoder,
     prompt: Sequence[int],
     settings: GenerationSettings,
     *,
@@ -133,7 +140,7 @@ def stream_events(
 
 
 def stream(
-    network: DecoderOnly,
+    network: DecoderOnly | SourceDecoder,
     prompt: Sequence[int],
     settings: GenerationSettings,
     *,
@@ -161,6 +168,13 @@ def stream(
         read_text=read_text,
     )
     return (event.text for event in events if event.text)
+
+
+def _with_rows(network: DecoderOnly | SourceDecoder, batch: Sequence[Request]) -> DecoderOnly | SourceDecoder:
+    """The network with the rows of its source that belong to the requests, if it has a source."""
+    if not isinstance(network, SourceDecoder):
+        return network
+    return network.select(torch.tensor([request.index for request in batch], device=network.device))
 
 
 def _run(decoder: SampleDecoder | ContrastiveDecoder) -> Iterator[StreamEvent]:

@@ -138,6 +138,20 @@ def forbid(logits: Tensor, token_ids: Iterable[int]) -> Tensor:
     return banned
 
 
+def repeated_endings(tokens: Sequence[int], size: int) -> list[int]:
+    """The tokens that would complete a sequence of `size` tokens a second time (Paulus et al. 2018, section 2.5).
+
+    Args:
+        tokens: the prompt and the new text; padding is no token.
+    """
+    text = [token for token in tokens if token != PADDING]
+    if len(text) < size:
+        return []
+    beginning = text[len(text) - size + 1 :]
+    starts = range(len(text) - size + 1)
+    return [text[start + size - 1] for start in starts if text[start : start + size - 1] == beginning]
+
+
 @dataclass(frozen=True)
 class BannedWords:
     """Token sequences that must not appear: the last token of one is forbidden where its beginning stands.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.transformer import DecoderOnly
 from polyformer.errors import ConfigError, GenerationError
 from polyformer.generation.settings import GenerationSettings
@@ -48,7 +49,7 @@ class Request:
 
 
 def make_requests(
-    network: DecoderOnly,
+    network: DecoderOnly | SourceDecoder,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings | Sequence[GenerationSettings],
     *,
@@ -138,7 +139,12 @@ class Prefilled:
 
 
 def prefill(
-    network: DecoderOnly, prompts: Sequence[Sequence[int]], *, chunk: int, cache_kind: str, keep_hidden: bool = False
+    network: DecoderOnly | SourceDecoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    chunk: int,
+    cache_kind: str,
+    keep_hidden: bool = False,
 ) -> Prefilled:
     """Read prompts of any length as one batch, `chunk` columns at a time."""
     device = network.device
@@ -180,7 +186,7 @@ class ReadText:
         self._cache_kind = cache_kind
         self._cache: Any = None
 
-    def read(self, network: DecoderOnly, prompt: Sequence[int], *, chunk: int) -> Prefilled:
+    def read(self, network: DecoderOnly | SourceDecoder, prompt: Sequence[int], *, chunk: int) -> Prefilled:
         """The network after `prompt`; its last token at least is read again, for its logits."""
         shared = 0
         for old, new in zip(self.tokens, prompt[:-1], strict=False):
@@ -195,7 +201,7 @@ class ReadText:
             self.tokens += part[0].tolist()
         return Prefilled(self._cache, last_logits(output), len(prompt))
 
-    def _go_back(self, network: DecoderOnly, length: int) -> None:
+    def _go_back(self, network: DecoderOnly | SourceDecoder, length: int) -> None:
         """Forget all but the first `length` tokens; all, where a sliding window no longer has what came before them."""
         cache = self._cache
         if cache is not None and cache.length and int(cache.row_lengths()[0]) == len(self.tokens):

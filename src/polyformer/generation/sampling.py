@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyformer.errors import GenerationError
 from polyformer.generation import processors
-from polyformer.generation.settings import GenerationSettings
+from polyformer.generation.settings import GenerationSettings, Processor
 
 SHORT_LISTS = (128, 2048)
 """How many of the most likely tokens top-p looks at, the first that is enough, before it sorts the whole vocabulary."""
@@ -217,6 +217,7 @@ class RowProcessors:
     Args:
         settings: of each row.
         endings: the token ids that end each row's text (held back until its `min_new_tokens`).
+        limits: the most new tokens of each row.
         vocab_size: columns of the logits.
         dtype, device: of the logits.
     """
@@ -225,12 +226,13 @@ class RowProcessors:
         self,
         settings: Sequence[GenerationSettings],
         endings: Sequence[frozenset[int]],
+        limits: Sequence[int],
         *,
         vocab_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.settings, self.endings = list(settings), list(endings)
+        self.settings, self.endings, self.limits = list(settings), list(endings), list(limits)
         self._vocab_size, self._dtype, self._device = vocab_size, dtype, device
         self._bias = self._stacked_bias()
         self._repetition = self._column("repetition_penalty", 1)
@@ -241,19 +243,26 @@ class RowProcessors:
             for row, each in enumerate(self.settings)
             if each.bad_words_ids
         }
+        self._forces = any(
+            each.forced_bos_token_id is not None or each.forced_eos_token_id is not None for each in self.settings
+        )
+        self._ngrams = {row: each.no_repeat_ngram_size for row, each in enumerate(self.settings)}
+        self._ngrams = {row: size for row, size in self._ngrams.items() if size}
+        self._own = self._own_processors()
         self._longest_minimum = max((each.min_new_tokens for each in self.settings), default=0)
 
     @property
     def needs_history(self) -> bool:
         """Whether the tokens so far matter."""
         columns = (self._repetition, self._frequency, self._presence)
-        return bool(self._bans) or any(column is not None for column in columns)
+        return bool(self._bans or self._ngrams or self._own) or any(column is not None for column in columns)
 
     def select(self, rows: Sequence[int]) -> RowProcessors:
         """The processors of some of the rows, in the order given; repeats allowed."""
         return RowProcessors(
             [self.settings[row] for row in rows],
             [self.endings[row] for row in rows],
+            [self.limits[row] for row in rows],
             vocab_size=self._vocab_size,
             dtype=self._dtype,
             device=self._device,
@@ -277,6 +286,10 @@ class RowProcessors:
                 logits = processors.frequency_penalty(logits, new_text, self._frequency)
             if self._presence is not None:
                 logits = processors.presence_penalty(logits, new_text, self._presence)
+            if self._ngrams:
+                logits = logits.clone()
+                for row, size in self._ngrams.items():
+                    logits[row, processors.repeated_endings(history[row].tolist(), size)] = -math.inf
             if self._bans:
                 logits = logits.clone()
                 for row, ban in self._bans.items():
@@ -286,7 +299,37 @@ class RowProcessors:
             for row, each in enumerate(self.settings):
                 if generated < each.min_new_tokens and self.endings[row]:
                     logits[row, list(self.endings[row])] = -math.inf
+        if self._forces:
+            logits = self._forced(logits, generated)
+        for processor, rows in self._own:
+            assert history is not None
+            new_text = history[rows, history.shape[1] - generated :]
+            processed = processor(logits[rows], new_text)
+            logits = logits.index_copy(0, rows, processed)
         return logits
+
+    def _forced(self, logits: Tensor, generated: int) -> Tensor:
+        """Where a row must say a certain token now, every other is forbidden."""
+        logits = logits.clone()
+        for row, each in enumerate(self.settings):
+            forced = each.forced_bos_token_id if generated == 0 else None
+            if generated == self.limits[row] - 1 and each.forced_eos_token_id is not None:
+                forced = each.forced_eos_token_id
+            if forced is not None:
+                logits[row] = -math.inf
+                logits[row, forced] = 0
+        return logits
+
+    def _own_processors(self) -> list[tuple[Processor, Tensor]]:
+        """Functions of the person's own with the rows they are for; rows with the same functions go together."""
+        together: dict[tuple[Processor, ...], list[int]] = {}
+        for row, each in enumerate(self.settings):
+            together.setdefault(tuple(each.processors), []).append(row)
+        return [
+            (processor, torch.tensor(rows, device=self._device))
+            for functions, rows in together.items()
+            for processor in functions
+        ]
 
     def _column(self, name: str, neutral: float) -> Tensor | None:
         values = [getattr(each, name) for each in self.settings]

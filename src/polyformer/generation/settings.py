@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as dataclass_replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from polyformer.errors import GenerationError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SEED_LIMIT = 2**64
+
+Processor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""Logits [rows, vocab] and the new tokens so far [rows, generated] -> logits."""
 
 _OTHER_NAMES = {
     "do_sample": "temperature (temperature=0 is greedy)",
@@ -42,8 +48,9 @@ class GenerationSettings:
     - contrastive search: `penalty_alpha` with `top_k` candidates; deterministic as well.
 
     Logits are processed in this order (transformers' order for what both have): guidance, `logit_bias`,
-    `repetition_penalty`, `frequency_penalty`, `presence_penalty`, `bad_words_ids`, `min_new_tokens`, and when sampling
-    `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`.
+    `repetition_penalty`, `frequency_penalty`, `presence_penalty`, `no_repeat_ngram_size`, `bad_words_ids`,
+    `min_new_tokens`, `forced_bos_token_id`, `forced_eos_token_id`, `processors`, and when sampling `temperature`,
+    `top_k`, `top_p`, `min_p`, `typical_p`.
 
     Args:
         max_new_tokens: at most so many new tokens, >= 1. The context length of the network is a second limit.
@@ -59,6 +66,11 @@ class GenerationSettings:
         frequency_penalty: subtracted for each time that a token was generated, in [-100, 100].
         logit_bias: token id -> number added to its logit; -inf forbids the token.
         bad_words_ids: token sequences that must not be generated (each a non-empty sequence of ids).
+        no_repeat_ngram_size: no sequence of so many tokens comes twice, prompt included; 0 lets them.
+        forced_bos_token_id: the first new token is this one (a language, in many translators).
+        forced_eos_token_id: the last token that the limit allows is this one.
+        processors: functions of one's own, called with logits [rows, vocab] and the new tokens [rows, generated] of the
+            rows that have them, in this order; they return new logits.
         stop: strings that end the text; the text is cut before them. Needs a tokenizer.
         stop_token_ids: token ids that end the text, besides the end-of-text ids.
         ignore_eos: go on after an end-of-text token.
@@ -89,6 +101,10 @@ class GenerationSettings:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     bad_words_ids: Sequence[Sequence[int]] = ()
+    no_repeat_ngram_size: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    processors: Sequence[Processor] = ()
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
@@ -148,6 +164,8 @@ class GenerationSettings:
             "stop_token_ids": self.stop_token_ids,
             "bad_words_ids": [token for word in self.bad_words_ids for token in word],
             "negative_prompt": self.negative_prompt or (),
+            "forced_bos_token_id": () if self.forced_bos_token_id is None else (self.forced_bos_token_id,),
+            "forced_eos_token_id": () if self.forced_eos_token_id is None else (self.forced_eos_token_id,),
         }
         for name, tokens in named.items():
             for token in tokens:
@@ -160,7 +178,7 @@ class GenerationSettings:
         """Store sequences as tuples, so that the settings are hashable and nobody can change them from outside."""
         if isinstance(self.stop, str):
             self._store("stop", (self.stop,))
-        for name in ("stop", "stop_token_ids", "bad_words_ids", "negative_prompt"):
+        for name in ("stop", "stop_token_ids", "bad_words_ids", "negative_prompt", "processors"):
             value = getattr(self, name)
             if value is None and name == "negative_prompt":
                 continue
@@ -195,6 +213,13 @@ class GenerationSettings:
         _number("repetition_penalty", self.repetition_penalty, "in (0, 100]; 1 is none", 0, 100, open_low=True)
         _number("presence_penalty", self.presence_penalty, "in [-100, 100]", -100, 100)
         _number("frequency_penalty", self.frequency_penalty, "in [-100, 100]", -100, 100)
+        _whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, note="; 0 lets everything repeat")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 0)
+        for processor in self.processors:
+            if not callable(processor):
+                raise GenerationError(f"processors must hold functions of logits and tokens, not {processor!r}")
         _truth("ignore_eos", self.ignore_eos)
         _truth("skip_special_tokens", self.skip_special_tokens)
         if self.seed is not None:
