@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from polyformer.errors import TokenizerError
+from polyformer.tokenizers.marian import load_marian
 from polyformer.tokenizers.sentencepiece import (
     CONTROL,
     USER_DEFINED,
@@ -37,9 +38,10 @@ CARRIED_ENTRIES = ("model_max_length", "padding_side", "truncation_side", "model
 def load_tokenizer(folder: str | Path) -> TextTokenizer | None:
     """The tokenizer of a folder, or None when it holds no tokenizer file.
 
-    The first of these decides: tokenizer.json; a SentencePiece model (tokenizer.model, spiece.model, spm.model);
-    vocab.json with merges.txt; vocab.txt. tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-    chat_template.jinja, additional_chat_templates/ and generation_config.json are read beside it.
+    The first of these decides: tokenizer.json; Marian's source.spm, target.spm and vocab.json; a SentencePiece model
+    (tokenizer.model, spiece.model, spm.model); vocab.json with merges.txt; vocab.txt. Beside it are read
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja, additional_chat_templates/
+    and generation_config.json.
 
     Raises:
         TokenizerError: a file that is damaged or of a kind that cannot be reproduced, with its name and the remedy.
@@ -48,12 +50,16 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer | None:
     if not folder.is_dir():
         raise TokenizerError(f"{folder} is not a folder: give the folder that holds the tokenizer's files")
     config = _read_object(folder / "tokenizer_config.json")
+    if (folder / "source.spm").is_file() and not (folder / "tokenizer.json").is_file():
+        return load_marian(folder, config, _special_tokens(folder, config))
     built = _build(folder, config)
     if built is None:
         return None
     special = {**built.special_tokens, **_special_tokens(folder, config)}
     additional = (*built.additional_special_tokens, *_additional_special_tokens(folder, config))
     _add_tokens(built.backend, folder, config, {*special.values(), *additional})
+    if not (folder / "tokenizer.json").is_file():
+        _take_spaces(built.backend, folder, config)
     settings = TokenizerSettings(
         special_tokens=special,
         additional_special_tokens=tuple(dict.fromkeys(additional)),
@@ -63,7 +69,9 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer | None:
         carried={name: config[name] for name in CARRIED_ENTRIES if name in config},
     )
     tokenizer = TextTokenizer(built.backend, settings)
-    if not built.has_template:
+    if built.around is not None:
+        tokenizer.backend.post_processor = built.around(tokenizer.backend, config)
+    elif not built.has_template:
         _surround(tokenizer, config, built)
     return tokenizer
 
@@ -252,6 +260,18 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: Mapping[str, Any], spe
                 f"{where} gives {token.content!r} the id {number}, but the vocabulary files lead to"
                 f" {backend.token_to_id(token.content)}: the files do not belong together"
             )
+
+
+def _take_spaces(backend: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Special tokens that the config describes as objects take the spaces around them, if it says so."""
+    older = _read_object(folder / "special_tokens_map.json")
+    for role in ROLES:
+        key = f"{role}_token"
+        entry = config.get(key, older.get(key))
+        if isinstance(entry, Mapping) and (entry.get("lstrip") or entry.get("rstrip") or entry.get("single_word")):
+            token = AddedToken(**{**_token_fields(entry), "special": True, "normalized": False})
+            if backend.token_to_id(token.content) is not None:
+                backend.add_special_tokens([token])
 
 
 def _token_fields(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ the tables below. A class that is not there is refused: a guess would give wrong
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
 from polyformer.errors import TokenizerError
-from polyformer.tokenizers.sentencepiece import SPACE, SentencePieceModel, build_sentencepiece
+from polyformer.tokenizers.sentencepiece import CONTROL, SPACE, Piece, SentencePieceModel, build_sentencepiece
 
 CONVERT = (
     "convert it to tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
@@ -41,6 +41,7 @@ class BuiltTokenizer:
     add_bos: bool = False
     add_eos: bool = False
     has_template: bool = False  # the special tokens around a text are set already (BERT, RoBERTa, T5, CLIP)
+    around: Callable[[Tokenizer, Config], Any] | None = None  # makes that template when all tokens are known
 
 
 def byte_level_pre_tokenizer(pattern: str | None = None, *, add_prefix_space: bool = False) -> Any:
@@ -116,12 +117,32 @@ def _openai_gpt(vocabulary: dict[str, int], merges: Merges, config: Config) -> B
     return BuiltTokenizer(backend, {"unk": unk})
 
 
+def _whisper(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    built = _gpt2(vocabulary, merges, config)
+    end = "<|endoftext|>"
+    return BuiltTokenizer(built.backend, {"unk": end, "bos": end, "eos": end}, around=_whisper_processor)
+
+
+def _whisper_processor(backend: Tokenizer, config: Config) -> processors.TemplateProcessing:
+    """<|startoftranscript|>, the language and the task if the config names them, <|notimestamps|>; text; the end."""
+    before = ["<|startoftranscript|>"]
+    if config.get("language"):
+        before.append(f"<|{config['language']}|>")
+    if config.get("task"):
+        before.append(f"<|{config['task']}|>")
+    if not config.get("predict_timestamps"):
+        before.append("<|notimestamps|>")
+    end = _named(config, "eos_token") or "<|endoftext|>"
+    return around_processor(backend, before, [end])
+
+
 BPE_CLASSES: dict[str, Callable[[dict[str, int], Merges, Config], BuiltTokenizer]] = {
     "GPT2Tokenizer": _gpt2,
     "Qwen2Tokenizer": _qwen2,
     "RobertaTokenizer": _roberta,
     "BartTokenizer": _roberta,
     "OpenAIGPTTokenizer": _openai_gpt,
+    "WhisperTokenizer": _whisper,
 }
 
 
@@ -214,12 +235,7 @@ def _gemma(model: SentencePieceModel, config: Config, where: str) -> BuiltTokeni
 
 
 def _t5(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
-    backend = build_sentencepiece(model, where)
-    backend.normalizer = normalizers.Precompiled(model.precompiled_charsmap) if model.precompiled_charsmap else None
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")]
-    )
-    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    backend = _by_words(model, where)
     eos = str(_named(config, "eos_token") or model.special_tokens().get("eos", "</s>"))
     eos_id = backend.token_to_id(eos)
     if eos_id is None:
@@ -233,6 +249,124 @@ def _t5(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer
     return BuiltTokenizer(backend, model.special_tokens(), sentinels, has_template=True)
 
 
+def around_processor(backend: Tokenizer, before: Sequence[str], after: Sequence[str]) -> processors.TemplateProcessing:
+    """Puts these tokens before and after a text, and once around a pair of texts.
+
+    Raises:
+        TokenizerError: one of them is not in the vocabulary.
+    """
+    ids = {token: backend.token_to_id(token) for token in (*before, *after)}
+    missing = [token for token, number in ids.items() if number is None]
+    if missing:
+        raise TokenizerError(f"the vocabulary has no {missing[0]}, which stands around texts: fetch its files again")
+    return processors.TemplateProcessing(
+        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=list(ids.items())
+    )
+
+
+# The codes of languages that follow the vocabulary (Liu et al. 2020; Tang et al. 2020).
+# fmt: off
+MBART_LANGUAGES = (
+    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN", "it_IT", "ja_XX",
+    "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO", "ru_RU", "si_LK", "tr_TR", "vi_VN",
+    "zh_CN",
+)
+MBART50_LANGUAGES = (
+    *MBART_LANGUAGES,
+    "af_ZA", "az_AZ", "bn_IN", "fa_IR", "he_IL", "hr_HR", "id_ID", "ka_GE", "km_KH", "mk_MK", "ml_IN", "mn_MN",
+    "mr_IN", "pl_PL", "ps_AF", "pt_XX", "sv_SE", "sw_KE", "ta_IN", "te_IN", "th_TH", "tl_XX", "uk_UA", "ur_PK",
+    "xh_ZA", "gl_ES", "sl_SI",
+)
+# fmt: on
+FAIRSEQ_TOKENS = {
+    "bos": "<s>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "sep": "</s>",
+    "pad": "<pad>",
+    "cls": "<s>",
+    "mask": "<mask>",
+}
+
+
+def _renumbered(model: SentencePieceModel, before: Sequence[Piece], skip: int, after: Sequence[str]) -> Any:
+    """The model with its first ``skip`` pieces replaced, and more behind: as fairseq numbers a vocabulary."""
+    last = [Piece(text, 0.0, CONTROL) for text in after]
+    unknown = next(number for number, piece in enumerate(before) if piece.text == "<unk>")
+    return replace(model, pieces=[*before, *model.pieces[skip:], *last], unk_id=unknown)
+
+
+FAIRSEQ_START = [Piece(text, 0.0, CONTROL) for text in ("<s>", "<pad>", "</s>", "<unk>")]
+
+
+def _by_words(model: SentencePieceModel, where: str, *, prefix: bool = True) -> Tokenizer:
+    """A text is cut at spaces first, and every word begins with the mark of a space."""
+    backend = build_sentencepiece(model, where)
+    backend.normalizer = normalizers.Precompiled(model.precompiled_charsmap) if model.precompiled_charsmap else None
+    scheme = "always" if prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme)]
+    )
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme=scheme)
+    return backend
+
+
+def _pair_of_ends(backend: Tokenizer) -> processors.TemplateProcessing:
+    """RoBERTa's <s> text </s>, and <s> text </s></s> other </s> for pairs."""
+    return processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("<s>", "</s>")],
+    )
+
+
+def _xlm_roberta(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    prefix = bool(config.get("add_prefix_space", True))
+    backend = _by_words(_renumbered(model, FAIRSEQ_START, 3, ["<mask>"]), where, prefix=prefix)
+    backend.post_processor = _pair_of_ends(backend)
+    return BuiltTokenizer(backend, FAIRSEQ_TOKENS, has_template=True)
+
+
+def _camembert(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    # The vocabulary of another program stands before the file's own <s> and </s>, which are used.
+    names = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
+    start = [Piece(name, -100.0 if name == "<unk>NOTUSED" else 0.0, CONTROL) for name in names]
+    backend = _by_words(
+        _renumbered(model, start, 1, ["<mask>"]), where, prefix=bool(config.get("add_prefix_space", True))
+    )
+    backend.post_processor = _pair_of_ends(backend)
+    return BuiltTokenizer(backend, FAIRSEQ_TOKENS, has_template=True)
+
+
+def _mbart(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    backend = _by_words(_renumbered(model, FAIRSEQ_START, 3, [*MBART_LANGUAGES, "<mask>"]), where)
+    backend.post_processor = around_processor(backend, [], ["</s>", str(config.get("src_lang") or "en_XX")])
+    return BuiltTokenizer(backend, FAIRSEQ_TOKENS, MBART_LANGUAGES, has_template=True)
+
+
+def _mbart50(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    backend = _by_words(_renumbered(model, FAIRSEQ_START, 3, [*MBART50_LANGUAGES, "<mask>"]), where)
+    backend.post_processor = around_processor(backend, [str(config.get("src_lang") or "en_XX")], ["</s>"])
+    tokens = {role: token for role, token in FAIRSEQ_TOKENS.items() if role != "bos"}
+    return BuiltTokenizer(backend, tokens, MBART50_LANGUAGES, has_template=True)
+
+
+def _pegasus(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    # Tokens of pretraining stand between the first two pieces and the others (Zhang et al. 2020).
+    offset = int(config.get("offset", 103))
+    unused = tuple(f"<unk_{number}>" for number in range(2, offset))
+    names = ("<pad>", "</s>", "<mask_1>", "<mask_2>", *unused)
+    pieces = [Piece(name, -100.0 if name in unused else 0.0, CONTROL) for name in names]
+    renumbered = replace(model, pieces=[*pieces, *model.pieces[2:]], unk_id=model.unk_id + offset)
+    backend = _by_words(renumbered, where)
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    steps = [normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else []
+    backend.normalizer = normalizers.Sequence([*steps, spaces])
+    backend.post_processor = around_processor(backend, [], ["</s>"])
+    tokens = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask_2>"}
+    return BuiltTokenizer(backend, tokens, ("<mask_1>", *unused), has_template=True)
+
+
 def _plain_sentencepiece(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
     return BuiltTokenizer(build_sentencepiece(model, where), model.special_tokens())
 
@@ -242,6 +376,12 @@ SENTENCEPIECE_CLASSES: dict[str, Callable[[SentencePieceModel, Config, str], Bui
     "CodeLlamaTokenizer": _llama,
     "GemmaTokenizer": _gemma,
     "T5Tokenizer": _t5,
+    "MT5Tokenizer": _t5,
+    "XLMRobertaTokenizer": _xlm_roberta,
+    "CamembertTokenizer": _camembert,
+    "MBartTokenizer": _mbart,
+    "MBart50Tokenizer": _mbart50,
+    "PegasusTokenizer": _pegasus,
     "PreTrainedTokenizer": _plain_sentencepiece,
 }
 
@@ -287,6 +427,14 @@ CLASS_OF_MODEL_TYPE = {
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "t5": "T5Tokenizer",
+    "mt5": "T5Tokenizer",
+    "umt5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "mbart": "MBartTokenizer",
+    "pegasus": "PegasusTokenizer",
+    "whisper": "WhisperTokenizer",
+    "marian": "MarianTokenizer",
 }
 
 
