@@ -194,6 +194,38 @@ def test_an_unknown_strategy(load: Load) -> None:
         model.tag("x", strategy="last")
 
 
+def test_tag_reads_long_texts_in_windows(load: Load) -> None:
+    """Every word is found once, with its place; one window is the same as none."""
+    model, folder = load(transformers.BertForTokenClassification, id2label=TAGS, num_labels=5)
+    assert model.tag(SENTENCES, stride=8) == model.tag(SENTENCES)
+    text = " ".join(SENTENCES)
+    with pytest.raises(TokenizerError, match="the model reads at most 48"):
+        model.tag(text)
+    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    assert len(tokens) > 100
+    words = model.tag(text, stride=20, outside="none of these", grouped=False)
+    pieces = model.tokenizer.backend.encode(text, add_special_tokens=False)
+    expected: dict[int, tuple[int, int]] = {}
+    for word, (start, end) in zip(pieces.word_ids, pieces.offsets, strict=True):
+        expected[word] = (min(expected.get(word, (start, end))[0], start), end)
+    assert [(one.start, one.end) for one in words] == list(expected.values())
+    # Token 49 stands in the second window only (tokens 26 to 71), behind [CLS] and 23 others.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    windows = tokenizer(text, max_length=48, stride=20, truncation=True, return_overflowing_tokens=True)
+    assert windows["input_ids"][1][24] == tokens[49] and len(windows["input_ids"][1]) == 48
+    reference = transformers.BertForTokenClassification.from_pretrained(folder)
+    with torch.no_grad():
+        scores = reference(torch.tensor([windows["input_ids"][1]])).logits[0].softmax(-1)
+    start, end = expected[pieces.word_ids[49]]
+    first = next(number for number, place in enumerate(pieces.offsets) if place[0] == start)
+    middle = next(one for one in words if (one.start, one.end) == (start, end))
+    assert middle.score == pytest.approx(float(scores[first - 25].max()), rel=1e-4)
+    with pytest.raises(GenerationError, match="leave truncate out"):
+        model.tag(text, stride=8, truncate=True)
+    with pytest.raises(TokenizerError, match="windows of 48 tokens, of which 2 are special, cannot share 46"):
+        model.tag(text, stride=46)
+
+
 # --- answers ------------------------------------------------------------------------------------------------------
 
 

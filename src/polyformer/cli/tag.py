@@ -32,6 +32,10 @@ def tag(
         str, typer.Option("--strategy", help="The label of a word of several tokens: first, average or max.")
     ] = "first",
     words: Annotated[bool, typer.Option("--words", help="Every word by itself, not whole names.")] = False,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", help="Read texts of any length, in windows that share so many tokens."),
+    ] = None,
     truncate: inputs.Truncate = False,
     as_json: inputs.AsJson = False,
     dtype: opt.DataType = None,
@@ -41,7 +45,9 @@ def tag(
     given = inputs.gather_texts(texts, input_file)
     loaded = load(model, dtype=dtype, device=device, revision=revision)
     with work_bar("tagging") as progress:
-        results = loaded.tag(given, strategy=strategy, grouped=not words, truncate=truncate, progress=progress)
+        results = loaded.tag(
+            given, strategy=strategy, grouped=not words, stride=stride, truncate=truncate, progress=progress
+        )
     for number, (text, entities) in enumerate(zip(given, results, strict=True)):
         if as_json:
             inputs.print_json(text=text, entities=[entity.to_json() for entity in entities])

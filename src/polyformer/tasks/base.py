@@ -93,7 +93,8 @@ def network_inputs(model: TaskModel, encodings: Sequence[Encoding]) -> dict[str,
     """What the network is called with for texts that go through it together."""
     tokenizer = require_tokenizer(model, "read texts")
     inputs = pad_together(encodings, tokenizer.pad_token_id or 0)
-    if not getattr(model.network.config.encoder.embedding, "token_types", 0) or not inputs["token_type_ids"].any():
+    types = getattr(model.network.config.encoder.embedding, "token_types", 0)
+    if types < 2 or not inputs["token_type_ids"].any():
         del inputs["token_type_ids"]
     if inputs["attention_mask"].all():
         del inputs["attention_mask"]

@@ -18,6 +18,7 @@ from polyformer.tasks.base import (
     require_tokenizer,
     run_batches,
 )
+from polyformer.tokenizers.text import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Guess:
     Attributes:
         token_id, token: the token, and its text without marks of the vocabulary.
         score: its probability.
-        text: the whole text with the token in its place (other masks stay).
+        text: the whole text with the token in its place (other masks stay); a piece that continues a word is written
+            onto what stands before it.
     """
 
     token_id: int
@@ -108,10 +110,18 @@ def _guesses(
     for score, index in zip(best.values.tolist(), best.indices.tolist()):
         token_id = index if allowed is None else int(allowed[index])
         token = tokenizer.decode([token_id], skip_special_tokens=False).strip()
-        # A piece that continues a word is written without the mark that says so.
         token = token.removeprefix("##") or (tokenizer.id_to_token(token_id) or "")
-        guesses.append(Guess(token_id, token, score, before + token + after))
+        start = before.rstrip() if _continues_a_word(tokenizer, token_id) else before
+        guesses.append(Guess(token_id, token, score, start + token + after))
     return guesses
+
+
+def _continues_a_word(tokenizer: TextTokenizer, token_id: int) -> bool:
+    """Whether the vocabulary marks a token as one that stands right behind what is before it."""
+    piece = tokenizer.id_to_token(token_id) or ""
+    if type(tokenizer.backend.model).__name__ == "WordPiece":
+        return piece.startswith("##")
+    return piece[:1].isalpha() and not piece.startswith(("Ġ", "▁", "Ċ"))  # words begin with a space's mark there
 
 
 def _single_token(model: TaskModel, word: str) -> int:

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import GenerationError
-from polyformer.tasks.base import Progress, TaskModel, as_list, read_texts, require_capability, run_batches
-from polyformer.tokenizers.encodings import Encoding
+from polyformer.tasks.base import (
+    Progress,
+    TaskModel,
+    as_list,
+    read_texts,
+    require_capability,
+    require_tokenizer,
+    run_batches,
+)
+from polyformer.tokenizers.encodings import Encoding, encode_windows
 
 STRATEGIES = ("first", "average", "max")
 
@@ -57,6 +65,7 @@ def tag(
     strategy: str = "first",
     grouped: bool = True,
     outside: str = "O",
+    stride: int | None = None,
     truncate: bool = False,
     progress: Progress = None,
 ) -> Any:
@@ -67,27 +76,73 @@ def tag(
             probabilities, or of the token that is surest ("max").
         grouped: neighbouring words of one name are one `Entity`; otherwise every word is one.
         outside: the label of words that are nothing; they are left out.
-        truncate: texts longer than the model reads are cut; otherwise they are an error.
+        stride: a text longer than the model reads is cut into windows that share so many tokens; each token is judged
+            in the window where it stands farthest from the ends.
+        truncate: texts longer than the model reads are cut; without a stride and this they are an error.
 
     Returns:
         For one text a list of `Entity` in the order of the text; for a list of texts a list of these.
 
     Raises:
-        GenerationError: an unknown strategy.
+        GenerationError: an unknown strategy, or a stride together with truncation.
+        TokenizerError: a text is longer than the model reads, or the stride longer than a window.
     """
     require_capability(model, "tag")
     if strategy not in STRATEGIES:
         raise GenerationError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
+    if stride is not None and (truncate or stride < 0):
+        raise GenerationError("a stride is a number of tokens, 0 or more, and reads the whole text: leave truncate out")
     given, alone = as_list(texts)
-    encodings = read_texts(model, given, truncate=truncate, what="tag texts")
+    if stride is None or model.context_length is None:
+        windows = [[one] for one in read_texts(model, given, truncate=truncate, what="tag texts")]
+    else:
+        tokenizer, limit = require_tokenizer(model, "tag texts"), model.context_length
+        windows = [encode_windows(tokenizer, text, limit=limit, stride=stride) for text in given]
     names = list(model.labels or ())
-    results: list[list[Entity]] = [[] for _ in given]
-    for numbers, _, output in run_batches(model, encodings, progress=progress):
-        scores = output.logits.double().softmax(-1).cpu()
-        for row, number in enumerate(numbers):
-            words = _words(given[number], encodings[number], scores[row], names, strategy)
-            results[number] = _entities(given[number], words, outside, grouped)
+    owners = [(number, place) for number, parts in enumerate(windows) for place in range(len(parts))]
+    scores: list[list[Tensor]] = [[torch.empty(0)] * len(parts) for parts in windows]
+    for rows, _, output in run_batches(model, [one for parts in windows for one in parts], progress=progress):
+        for row, index in enumerate(rows):
+            number, place = owners[index]
+            length = len(windows[number][place].ids)
+            scores[number][place] = output.logits[row, :length].double().softmax(-1).cpu()
+    results = []
+    for text, parts, judged in zip(given, windows, scores, strict=True):
+        encoding, joined = (parts[0], judged[0]) if len(parts) == 1 else _joined(parts, judged)
+        results.append(_entities(text, _words(text, encoding, joined, names, strategy), outside, grouped))
     return results[0] if alone else results
+
+
+def _joined(windows: list[Encoding], scores: list[Tensor]) -> tuple[Encoding, Tensor]:
+    """The tokens of the whole text, each with its scores from the window where most stands around it.
+
+    Windows share tokens, which are told by their places in the text: a token that another window repeats has the same.
+    """
+    best: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # place and word -> room, window, column
+    for number, window in enumerate(windows):
+        inside = [column for column, one in enumerate(window.sequence_ids) if one is not None]
+        seen: dict[tuple[int, int], int] = {}
+        for column in inside:
+            place = window.offsets[column]  # several tokens of one character have the same
+            repeated = seen[place] = seen.get(place, -1) + 1
+            first, last = number == 0, number == len(windows) - 1
+            room = min(
+                len(inside) if first else column - inside[0],
+                len(inside) if last else inside[-1] - column,
+            )
+            key = (*place, repeated)
+            if key not in best or room > best[key][0]:
+                best[key] = (room, number, column)
+    ordered = [best[key] for key in sorted(best)]
+    rows = torch.stack([scores[number][column] for _, number, column in ordered])
+    encoding = Encoding(
+        ids=[windows[number].ids[column] for _, number, column in ordered],
+        type_ids=[0] * len(ordered),
+        offsets=[windows[number].offsets[column] for _, number, column in ordered],
+        word_ids=[windows[number].word_ids[column] for _, number, column in ordered],
+        sequence_ids=[0] * len(ordered),
+    )
+    return encoding, rows
 
 
 def _words(text: str, encoding: Encoding, scores: Tensor, names: list[str], strategy: str) -> list[_Word]:

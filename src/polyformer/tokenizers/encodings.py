@@ -64,16 +64,26 @@ def encode_texts(
     return encodings
 
 
-def encode_windows(tokenizer: TextTokenizer, text: str, pair: str, *, limit: int, stride: int) -> list[Encoding]:
-    """A pair of texts whose second one may be long: it is cut into windows that overlap.
+def encode_windows(
+    tokenizer: TextTokenizer, text: str, pair: str | None = None, *, limit: int, stride: int
+) -> list[Encoding]:
+    """A text that may be long, or a pair whose second text may be: it is cut into windows that overlap.
 
     Args:
-        limit: tokens of a window, with the first text and special tokens.
-        stride: tokens of the second text that neighbouring windows share.
+        limit: tokens of a window, with special tokens, and with the whole first text of a pair.
+        stride: tokens of the long text that neighbouring windows share.
 
     Raises:
-        TokenizerError: the first text leaves no room for the second.
+        TokenizerError: too little room is left for the long text.
     """
+    if pair is None:
+        around = len(_encode(tokenizer.backend, [""], None)[0].ids)
+        if around + stride + 1 > limit:
+            raise TokenizerError(
+                f"windows of {limit} tokens, of which {around} are special, cannot share {stride}: let them share fewer"
+            )
+        first = _encode(_truncating(tokenizer, limit, stride, "longest_first"), [text], None)[0]
+        return [_encoding(one) for one in (first, *first.overflowing)]
     alone = len(_encode(tokenizer.backend, [text], [""])[0].ids)
     if alone + stride + 1 > limit:
         raise TokenizerError(
