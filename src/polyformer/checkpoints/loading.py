@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyformer.checkpoints.ctranslate2 import CTRANSLATE2_FILE, CTranslate2File, is_ctranslate2, read_config
 from polyformer.checkpoints.gguf import GGUFFile
 from polyformer.checkpoints.memory import one_thread
 from polyformer.checkpoints.sources import open_tensors
 from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError, ConfigError
-from polyformer.families import find_family, find_gguf_family, find_writer
+from polyformer.families import find_ctranslate2_family, find_family, find_gguf_family, find_writer
 from polyformer.families.base import Family
 from polyformer.families.weights import Chain, Plan, Reshape, Split, Transform, Unstack, WeightTable
 
@@ -51,7 +52,9 @@ class Checkpoint:
     def is_quantized(self) -> bool:
         """Whether some weights are stored in blocks of few bits, and have no floating dtype of their own."""
         source = self.source
-        return isinstance(source, GGUFFile) and any(source.is_quantized(name) for name in source.names())
+        return isinstance(source, (GGUFFile, CTranslate2File)) and any(
+            source.is_quantized(name) for name in source.names()
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,14 +85,17 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Reads the headers of a checkpoint: a folder in the Hugging Face layout, or a GGUF file.
 
-    A folder without ``config.json`` that holds one GGUF file stands for it; a ``.safetensors`` file needs its
-    ``config.json`` beside it.
+    A folder with CTranslate2's ``model.bin`` is known by that file. A folder without ``config.json`` that holds one
+    GGUF file stands for it; a ``.safetensors`` file needs its ``config.json`` beside it.
 
     Raises:
         CheckpointError: a file is missing, damaged or of an unknown kind.
         ConfigError: the architecture or a setting of it is not supported (it is named).
     """
     path = Path(path)
+    folder = path.parent if path.name == CTRANSLATE2_FILE else path
+    if is_ctranslate2(folder):
+        return _open_ctranslate2(folder)
     if path.suffix == ".gguf" or (path.is_dir() and not (path / CONFIG_FILE).is_file() and _gguf_in(path)):
         file = open_tensors(path)
         assert isinstance(file, GGUFFile)
@@ -100,6 +106,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     values = read_config_file((path if path.is_dir() else path.parent) / CONFIG_FILE)
     known = recognize(path, values, None)
     return Checkpoint(path, known.family, known.config, known.table, open_tensors(path), values, False)
+
+
+def _open_ctranslate2(folder: Path) -> Checkpoint:
+    contents = CTranslate2File(folder / CTRANSLATE2_FILE)
+    family = find_ctranslate2_family(contents.spec)
+    assert family.ctranslate2 is not None
+    config = family.ctranslate2.read(contents)
+    values = family.ctranslate2.config_values(config, read_config(folder))
+    return Checkpoint(folder, family, config, family.ctranslate2.weight_table(config), contents, values, False)
 
 
 @dataclass(frozen=True)

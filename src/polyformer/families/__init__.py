@@ -42,6 +42,7 @@ _MODULES = {
     "bart": "bart",
     "mbart": "mbart",
     "pegasus": "pegasus",
+    "whisper": "whisper",
     "polyformer": "native",
 }
 
@@ -61,6 +62,9 @@ _GGUF = {
     "starcoder": "gpt_bigcode",
     "starcoder2": "starcoder2",
 }
+
+# What a CTranslate2 file calls its kind of model -> model_type
+_CTRANSLATE2 = {"WhisperSpec": "whisper"}
 
 
 @cache
@@ -85,6 +89,18 @@ def find_gguf_family(architecture: str) -> Family:
     if architecture not in _GGUF:
         raise ConfigError(f"GGUF architecture {architecture!r} is not known{_nearest(architecture, list(_GGUF))}")
     return find_family(_GGUF[architecture])
+
+
+@cache
+def find_ctranslate2_family(spec: str) -> Family:
+    """The family of a CTranslate2 file's kind of model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if spec not in _CTRANSLATE2:
+        raise ConfigError(f"CTranslate2 models of the kind {spec!r} are not read; known: {', '.join(_CTRANSLATE2)}")
+    return find_family(_CTRANSLATE2[spec])
 
 
 def find_writer(family: Family, config: Any) -> Family:

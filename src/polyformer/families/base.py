@@ -172,6 +172,34 @@ class GGUFFormat:
         return self.read(ConfigReader(values, f"GGUF metadata {prefix}*"), file)
 
 
+class CTranslate2Contents(Protocol):
+    """What a family may ask of an open CTranslate2 file."""
+
+    numbers: dict[str, float]
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class CTranslate2Format:
+    """How a family looks inside a CTranslate2 file, whose config is in the shapes of its weights.
+
+    Attributes:
+        spec: what the file calls the kind of model.
+        read: the open file -> network config.
+        weight_table: network config -> table of the file's weight names.
+        config_values: network config, their ``config.json`` -> what a ``config.json`` of Hugging Face would say about
+            generation.
+    """
+
+    spec: str
+    read: Callable[[CTranslate2Contents], Any]
+    weight_table: Callable[[Any], WeightTable]
+    config_values: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Family:
     """One public architecture.
@@ -183,6 +211,7 @@ class Family:
         write: network config -> the dictionary for ``config.json`` (without model_type and architectures).
         weight_table: network config -> table of weight names.
         gguf: how it looks in a GGUF file, or None.
+        ctranslate2: how it looks in a CTranslate2 file, or None.
     """
 
     name: str
@@ -191,6 +220,7 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     weight_table: Callable[[Any], WeightTable]
     gguf: GGUFFormat | None = None
+    ctranslate2: CTranslate2Format | None = None
 
     def read_config(self, values: Mapping[str, Any], where: str = "config.json") -> Any:
         """

@@ -66,6 +66,31 @@ class Split(Transform):
 
 
 @dataclass(frozen=True)
+class KeepParts(Transform):
+    """A fused tensor of the file, of which only the parts numbered ``kept`` are ours: the others are zeros there.
+
+    Raises:
+        CheckpointError: a part that is not ours holds something else.
+    """
+
+    sizes: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
+        parts = theirs[0].split(list(self.sizes), dim=0)
+        for number, part in enumerate(parts):
+            if number not in self.kept and not part.is_meta and bool(part.any()):
+                raise CheckpointError("a part of a fused tensor should be zero, but is not: this is another network")
+        return [parts[number] for number in self.kept]
+
+    def to_theirs(self, ours: list[Tensor]) -> list[Tensor]:
+        rest = ours[0].shape[1:]
+        given = dict(zip(self.kept, ours, strict=True))
+        parts = [given.get(number, ours[0].new_zeros(size, *rest)) for number, size in enumerate(self.sizes)]
+        return [torch.cat(parts, dim=0)]
+
+
+@dataclass(frozen=True)
 class Unstack(Transform):
     """One tensor [n, ...] of the file becomes n of ours (experts that GGUF stacks)."""
 

@@ -25,6 +25,9 @@ OLD_PLACE = (
     "max_length",
     "min_length",
     "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "alignment_heads",
 )
 
 
