@@ -108,7 +108,7 @@ def write(config: EncoderDecoder.Config) -> dict[str, Any]:
         "is_encoder_decoder": True,
     }
     if config.vocab_size > end:
-        values.update({key: end for key in ("pad_token_id", "bos_token_id", "eos_token_id")})
+        values.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end))
     for side, stack in (("encoder", config.encoder.stack), ("decoder", config.decoder.stack)):
         layer = stack.layers[0]
         feedforward = only_kind(layer.feedforward, FeedForward.Config, "the feed-forward part")
