@@ -174,6 +174,7 @@ def marian(tmp_path: Path, corpus: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_marian(tmp_path: Path, marian: Path, hard_texts: list[str]) -> None:
     ours, theirs = load_tokenizer(marian), MarianTokenizer.from_pretrained(marian)
     marked = [">>fra<< hello world", ">>xxx<<hello", "one </s> two</s>three", "straße 😀😀 x😀", "<unk> <pad>"]
@@ -247,3 +248,7 @@ def test_whisper(tmp_path: Path, corpus: list[str], hard_texts: list[str], confi
         assert ours.decode(expected) == theirs.decode(expected, skip_special_tokens=True), repr(text)
     ours.save(tmp_path / "b")
     assert load_tokenizer(tmp_path / "b").encode_batch(hard_texts) == ours.encode_batch(hard_texts)
+    theirs.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c" / "tokenizer.json").is_file()
+    whole = load_tokenizer(tmp_path / "c")
+    assert whole.encode_batch(hard_texts) == [theirs(text)["input_ids"] for text in hard_texts]

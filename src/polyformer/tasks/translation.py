@@ -10,6 +10,7 @@ from polyformer.errors import GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import Progress, as_list, require_capability, require_tokenizer
 from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options
+from polyformer.tokenizers.marian import MarianTokenizer
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _language(tokenizer: Any, language: str | None) -> int | None:
 
 def languages(tokenizer: Any) -> list[str]:
     """The languages that a tokenizer has tokens for, as `translate` takes them."""
-    found = []
+    found = [code[2:-2] for code in tokenizer.language_codes] if isinstance(tokenizer, MarianTokenizer) else []
     for token_id in sorted(tokenizer.special_token_ids):
         token = tokenizer.id_to_token(token_id)
         if token.startswith(">>") and token.endswith("<<"):
