@@ -639,6 +639,13 @@ class Model:
 
         return transcribe(self, sound, **options)
 
+    def stream_segments(self, sound: Any, **options: Any) -> Iterator[Any]:
+        """What is said in a recording, segment by segment as the work goes on; see `transcribe`."""
+        from polyformer.tasks.transcription import stream_segments
+
+        self._require("transcribe")
+        return stream_segments(self, sound, **options)
+
     def caption(self, images: Any, **options: Any) -> Any:
         """What a picture shows, in words; see `polyformer.tasks.captioning.caption`."""
         self._require("caption")

@@ -14,7 +14,22 @@ from typing import Annotated, Any
 import typer
 
 import polyformer
-from polyformer.cli import answer, chat, classify, convert, embed, fill_mask, generate, models, pull, tag, validate
+from polyformer.cli import (
+    answer,
+    chat,
+    classify,
+    convert,
+    embed,
+    fill_mask,
+    generate,
+    models,
+    pull,
+    summarize,
+    tag,
+    transcribe,
+    translate,
+    validate,
+)
 from polyformer.errors import PolyformerError
 
 app = typer.Typer(
@@ -27,7 +42,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, embed, fill_mask, classify, tag, answer, models, pull, validate, convert):
+for command in (
+    generate,
+    chat,
+    embed,
+    fill_mask,
+    classify,
+    tag,
+    answer,
+    translate,
+    summarize,
+    transcribe,
+    models,
+    pull,
+    validate,
+    convert,
+):
     command.register(app)
 
 
