@@ -107,8 +107,9 @@ def write(config: EncoderDecoder.Config) -> dict[str, Any]:
         "decoder_start_token_id": config.decoder_start_token_id,
         "is_encoder_decoder": True,
     }
-    if config.vocab_size > end:
-        values.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end))
+    # Of a vocabulary smaller than any published one, the last token.
+    end = min(end, config.vocab_size - 1)
+    values.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end))
     for side, stack in (("encoder", config.encoder.stack), ("decoder", config.decoder.stack)):
         layer = stack.layers[0]
         feedforward = only_kind(layer.feedforward, FeedForward.Config, "the feed-forward part")
