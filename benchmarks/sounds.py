@@ -28,7 +28,7 @@ class Clip:
 
 
 def clips(language: str) -> list[Clip]:
-    """All clips of a language that have words in them, in the order of their names.
+    """All clips of a language whose text is known, in the order of their names. Tones and silence have an empty one.
 
     Raises:
         SystemExit: the packages cannot be fetched here.
@@ -67,7 +67,7 @@ def _roots(folder: Path) -> list[Path]:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """Name of a clip -> its text, from "name: text" lines. Clips of tones and silence have none."""
+    """Name of a clip -> its text, from "name: text" lines."""
     texts = {}
     for path in sorted(folder.rglob("core-sounds-*.txt*")):
         data = path.read_bytes()
@@ -75,6 +75,7 @@ def _texts(folder: Path) -> dict[str, str]:
         for line in text.splitlines():
             name, colon, said = line.partition(":")
             said = said.strip()
-            if colon and said and not line.startswith(";") and not said.startswith(("[", "(", "<")):
-                texts[name.strip()] = said
+            if colon and said and not line.startswith(";"):
+                # Descriptions of sounds stand in brackets: nothing is said there.
+                texts[name.strip()] = "" if said[0] in "[(<" and said[-1] in "])>" else said
     return texts
