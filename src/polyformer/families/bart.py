@@ -40,7 +40,9 @@ class Layout:
         sinusoidal: whether positions are sinusoids; else they are learned, from the third row of a table on.
         embedding_norm: whether the embedding ends with a norm.
         final_norm: whether each stack ends with one.
-        labels: what a classifier tells apart where the config does not say.
+        heads: whether there are classes for classification and question answering.
+        model_class: what the name of the class that generates ends with.
+        start: what a target begins with where the config does not say.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Layout:
     final_norm: bool = False
     heads: bool = True
     model_class: str = "ForConditionalGeneration"
+    start: int = 2
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -121,7 +124,7 @@ def read(config: ConfigReader, layout: Layout = BART) -> EncoderDecoder.Config:
         heads["sequence_head"] = SequenceHead.Config(hidden, count, dropout=label_dropout)
     elif task == "question-answering":
         heads["token_head"] = TokenHead.Config(hidden, 2)
-    start = config.integer("decoder_start_token_id", config.integer("eos_token_id", 2, least=0), least=0)
+    start = config.integer("decoder_start_token_id", layout.start, least=0)
     return EncoderDecoder.Config(
         encoder=Encoder.Config(embedding(vocab_size), stack("encoder", cross=False)),
         decoder=Decoder.Config(embedding(target_vocab_size), stack("decoder", cross=True)),

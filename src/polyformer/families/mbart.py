@@ -5,6 +5,6 @@ from functools import partial
 from polyformer.families.bart import Layout, read, weight_table, write
 from polyformer.families.base import Family
 
-LAYOUT = Layout("MBart", "pre", final_norm=True)
+LAYOUT = Layout("MBart", "pre", final_norm=True, start=0)
 
 family = Family("mbart", tuple(LAYOUT.tasks), partial(read, layout=LAYOUT), partial(write, layout=LAYOUT), weight_table)
