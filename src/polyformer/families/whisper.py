@@ -31,6 +31,24 @@ TASKS = {"WhisperForConditionalGeneration": "generation", "WhisperModel": "featu
 # Vocabularies of so many tokens or more have languages; the smaller one is English only.
 MULTILINGUAL_VOCABULARY = 51865
 
+# The languages of multilingual models: the code in the vocabulary and the name.
+_NAMES = (
+    "en english, zh chinese, de german, es spanish, ru russian, ko korean, fr french, ja japanese, pt portuguese, "
+    "tr turkish, pl polish, ca catalan, nl dutch, ar arabic, sv swedish, it italian, id indonesian, hi hindi, "
+    "fi finnish, vi vietnamese, he hebrew, uk ukrainian, el greek, ms malay, cs czech, ro romanian, da danish, "
+    "hu hungarian, ta tamil, no norwegian, th thai, ur urdu, hr croatian, bg bulgarian, lt lithuanian, la latin, "
+    "mi maori, ml malayalam, cy welsh, sk slovak, te telugu, fa persian, lv latvian, bn bengali, sr serbian, "
+    "az azerbaijani, sl slovenian, kn kannada, et estonian, mk macedonian, br breton, eu basque, is icelandic, "
+    "hy armenian, ne nepali, mn mongolian, bs bosnian, kk kazakh, sq albanian, sw swahili, gl galician, mr marathi, "
+    "pa punjabi, si sinhala, km khmer, sn shona, yo yoruba, so somali, af afrikaans, oc occitan, ka georgian, "
+    "be belarusian, tg tajik, sd sindhi, gu gujarati, am amharic, yi yiddish, lo lao, uz uzbek, fo faroese, "
+    "ht haitian creole, ps pashto, tk turkmen, nn nynorsk, mt maltese, sa sanskrit, lb luxembourgish, my myanmar, "
+    "bo tibetan, tl tagalog, mg malagasy, as assamese, tt tatar, haw hawaiian, ln lingala, ha hausa, ba bashkir, "
+    "jw javanese, su sundanese, yue cantonese"
+)
+LANGUAGES: dict[str, str] = dict(one.split(" ", 1) for one in _NAMES.split(", "))
+"""Code -> name, in the order of the vocabulary."""
+
 
 def read(config: ConfigReader) -> EncoderDecoder.Config:
     task = read_task(config, TASKS) if config("architectures", None) else "generation"
@@ -224,8 +242,23 @@ def ctranslate2_values(config: EncoderDecoder.Config, theirs: Mapping[str, Any])
         "suppress_ids_begin": "begin_suppress_tokens",
     }
     values = {ours: theirs[name] for name, ours in names.items() if name in theirs}
-    end = 50257 if config.vocab_size >= MULTILINGUAL_VOCABULARY else 50256
-    return {**values, "eos_token_id": end, "decoder_start_token_id": config.decoder_start_token_id}
+    multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
+    end = 50257 if multilingual else 50256
+    # After the end: the start, the languages, six tokens, and then the timestamps, 1,501 to the last row.
+    no_timestamps = config.vocab_size - 1502
+    values.update(
+        eos_token_id=end,
+        decoder_start_token_id=config.decoder_start_token_id,
+        is_multilingual=multilingual,
+        max_initial_timestamp_index=50,
+        no_timestamps_token_id=no_timestamps,
+        prev_sot_token_id=no_timestamps - 2,
+    )
+    if multilingual:
+        codes = list(LANGUAGES)[: config.vocab_size - 51765]  # the largest models know one more
+        values["lang_to_id"] = {f"<|{code}|>": end + 2 + number for number, code in enumerate(codes)}
+        values["task_to_id"] = {"transcribe": no_timestamps - 4, "translate": no_timestamps - 5}
+    return values
 
 
 family = Family(

@@ -28,6 +28,12 @@ OLD_PLACE = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "alignment_heads",
+    "is_multilingual",
+    "lang_to_id",
+    "max_initial_timestamp_index",
+    "no_timestamps_token_id",
+    "prev_sot_token_id",
+    "task_to_id",
 )
 
 
@@ -75,7 +81,8 @@ class GenerationDefaults:
         """The contents of a file that `read` and transformers understand; empty if there is nothing to say."""
         values = dict(self.others)
         if self.eos_token_ids:
-            values["eos_token_id"] = list(self.eos_token_ids)
+            # Some classes of transformers take a number only.
+            values["eos_token_id"] = self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids)
         if any(name in self.options for name in SAMPLING):
             values["do_sample"] = True
         return {**values, **self.options}

@@ -165,10 +165,10 @@ def _merge_punctuation(words: list[Word]) -> list[Word]:
             word = replace(word, text=opening.text + word.text.removeprefix(" "), start=opening.start)
             opening = None
         mark = word.text.strip()
-        if mark and all(character in _AFTER for character in mark) and merged:
-            merged[-1] = replace(merged[-1], text=merged[-1].text + word.text.strip())
-        elif mark and word.text.startswith(" ") and all(character in _BEFORE for character in mark):
+        if mark and word.text.startswith(" ") and all(character in _BEFORE for character in mark):
             opening = word
+        elif mark and all(character in _AFTER for character in mark) and merged:
+            merged[-1] = replace(merged[-1], text=merged[-1].text + mark)
         else:
             merged.append(word)
     return merged if opening is None else [*merged, opening]

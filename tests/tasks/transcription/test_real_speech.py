@@ -1,0 +1,152 @@
+"""Whisper's real weights on real speech: the reference's tokens, words in their places, long recordings."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import polyformer
+from polyformer.errors import CapabilityError, GenerationError, TokenizerError
+from polyformer.model import Model
+from polyformer.tasks.transcription import detect_language
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="the recordings are in a package of Debian"),
+]
+
+
+def all_clips() -> list[Any]:
+    spec = importlib.util.spec_from_file_location("sounds", Path(__file__).parents[3] / "benchmarks" / "sounds.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sounds"] = module  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    found: list[Any] = module.clips("en")
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return polyformer.load("whisper-tiny.en", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    names = ("confbridge-remove-last-out", "agent-alreadyon", "vm-options", "privacy-incorrect")
+    return [one.path for name in names for one in all_clips() if one.path.stem == name]
+
+
+def test_the_same_tokens_as_the_reference(model: Model, files: list[Path], tmp_path: Path) -> None:
+    from transformers import WhisperForConditionalGeneration
+
+    from polyformer.tokenizers.audio_files import read_sound
+
+    model.save(tmp_path)
+    reference = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    for file in files:
+        features = model.audio_processor(read_sound(file))[None]
+        with torch.no_grad():
+            theirs = reference.generate(features, return_timestamps=True, do_sample=False)[0].tolist()
+        ours = model.transcribe(file, temperature=0)
+        written = [token for segment in ours.segments for token in segment.token_ids]
+        text = [token for token in theirs if token != 50256 and token != 50257]
+        assert written == text[: len(written)]
+        assert all(token >= 50362 for token in text[len(written) :])  # a closing timestamp at most
+
+
+def test_words_lie_in_order_inside_the_sound(model: Model, files: list[Path]) -> None:
+    result = model.transcribe(files[0], word_timestamps=True)
+    words = [word for segment in result.segments for word in segment.words]
+    assert "".join(word.text for word in words).strip() == result.text
+    assert [word.text.strip(" .,").lower() for word in words][:4] == ["to", "remove", "the", "participant"]
+    places = [place for word in words for place in (word.start, word.end)]
+    assert places == sorted(places) and places[0] >= 0 and places[-1] <= result.duration + 0.1
+    assert all(0 < word.probability <= 1 for word in words)
+    # The last word is spoken in the last third, the second one in the first third.
+    assert words[-1].start > result.duration / 2 and words[1].start < result.duration / 3
+
+
+def test_together_is_alone(model: Model, files: list[Path]) -> None:
+    together = model.transcribe(files)
+    for file, one in zip(files, together, strict=True):
+        assert model.transcribe(file).text == one.text
+    assert "conference" in together[0].text
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+def test_a_long_recording(model: Model) -> None:
+    """More than two windows: nothing is lost or said twice where one ends."""
+    longest = sorted((one for one in all_clips() if one.text), key=lambda one: -one.path.stat().st_size)[:6]
+    pieces = []
+    for one in longest:
+        samples, rate = soundfile.read(one.path, dtype="float32")
+        pieces += [samples, np.zeros(rate // 2, dtype=np.float32)]
+    sound = (np.concatenate(pieces), rate)
+    seconds = len(sound[0]) / rate
+    assert seconds > 61
+    result = model.transcribe(sound)
+    said, heard = words_of(" ".join(one.text for one in longest)), words_of(result.text)
+    assert difflib.SequenceMatcher(None, said, heard, autojunk=False).ratio() > 0.9
+    starts = [segment.start for segment in result.segments]
+    assert starts == sorted(starts) and result.segments[-1].end <= seconds + 0.1
+    assert [segment.text for segment in model.stream_segments(sound)] == [one.text for one in result.segments]
+
+
+def test_silence_says_nothing(model: Model) -> None:
+    result = model.transcribe((np.zeros(16000, dtype=np.float32), 16000))
+    assert result.text in ("", "you", "You", ".", "Thank you.")  # tiny.en is not always sure that it hears nothing
+    assert result.duration == 1.0
+
+
+def test_what_is_refused(model: Model, tmp_path: Path) -> None:
+    silence = (np.zeros(16000, dtype=np.float32), 16000)
+    with pytest.raises(GenerationError, match="knows English only: it cannot transcribe german"):
+        model.transcribe(silence, language="de")
+    with pytest.raises(GenerationError, match="knows English only: it cannot translate"):
+        model.transcribe(silence, task="translate")
+    with pytest.raises(GenerationError, match="task 'sing' is not one of"):
+        model.transcribe(silence, task="sing")
+    with pytest.raises(GenerationError, match="unknown option 'beams'"):
+        model.transcribe(silence, beams=3)
+    with pytest.raises(CapabilityError, match="knows English only"):
+        detect_language(model, silence)
+    with pytest.raises(CapabilityError, match="this whisper model cannot generate; it can transcribe"):
+        model.generate("hello")
+    (tmp_path / "no.wav").write_bytes(b"")
+    with pytest.raises(TokenizerError, match=r"no\.wav is empty"):
+        model.transcribe(tmp_path / "no.wav")
+
+
+def test_the_command(files: list[Path], tmp_path: Path) -> None:
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "polyformer", "transcribe", "whisper-tiny.en", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, _ = run(*files[:2], "--format", "srt", "--output-dir", tmp_path / "subtitles")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert (tmp_path / "subtitles" / f"{files[0].stem}.srt").read_text().startswith("1\n00:00:00,000 --> ")
+    code, out, _ = run(files[0], "--json", "--word-timestamps", "--num-beams", "2")
+    assert code == 0 and json.loads(out)["segments"][0]["words"]
+    code, _, error = run(files[0], "--word-timestamps")
+    assert code == 2 and "--word-timestamps needs" in error
+    (tmp_path / "text.wav").write_text("hello")
+    code, _, error = run(tmp_path / "text.wav")
+    assert code == 2 and "is no sound that is read" in error and "Traceback" not in error
