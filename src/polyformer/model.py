@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -516,12 +517,15 @@ class Model:
 
         defaults = replace(self.generation_defaults, eos_token_ids=self.eos_token_ids)
         writes = not isinstance(self.network, (EncoderOnly, DualEncoder))
-        parts = (self.tokenizer, self.image_processor, self.audio_processor, self.embedding_settings)
+        parts = (self.tokenizer, self.image_processor, self.audio_processor)
+        writers: list[Any] = [part.save for part in parts if part is not None]
+        if self.embedding_settings is not None:
+            writers.append(partial(self.embedding_settings.save, size=self.config.hidden_size))
         save_network(
             self.network,
             self.family,
             Path(folder),
-            writers=[part.save for part in parts if part is not None],
+            writers=writers,
             config_values=self._config_values(),
             generation_config=(defaults.to_json() or None) if writes else None,
         )

@@ -39,11 +39,11 @@ class EmbeddingSettings:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
 
-    def save(self, folder: str | Path, *, size: int | None = None) -> None:
+    def save(self, folder: str | Path, *, size: int) -> None:
         """Write ``modules.json`` and what it names, as sentence-transformers loads it.
 
         Args:
-            size: width of the vectors; None reads it from the ``config.json`` of the folder, if it is there already.
+            size: numbers in a vector.
         """
         folder = Path(folder)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
@@ -53,9 +53,8 @@ class EmbeddingSettings:
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for number, (path, kind) in enumerate(modules)
         ]
-        pooling: dict[str, Any] = {flag: name == self.pooling for flag, name in _POOLINGS.items()}
-        if size is not None:
-            pooling = {"word_embedding_dimension": size, **pooling}
+        flags = {flag: name == self.pooling for flag, name in _POOLINGS.items()}
+        pooling = {"word_embedding_dimension": size, **flags}
         (folder / "1_Pooling").mkdir(exist_ok=True)
         _write(folder / "1_Pooling" / "config.json", pooling)
         _write(folder / "sentence_bert_config.json", self._limits())
