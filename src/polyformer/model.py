@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from polyformer.checkpoints.sentence_transformers import EmbeddingSettings
     from polyformer.families.base import Family
     from polyformer.tokenizers.audio import AudioProcessor
-    from polyformer.tokenizers.images import ImageProcessor
     from polyformer.tokenizers.text import TextTokenizer
 
 Ids: TypeAlias = "Sequence[int] | Tensor"
@@ -110,7 +109,6 @@ def load(
             network,
             checkpoint.family,
             tokenizer=tokenizer,
-            image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
             audio_processor=_audio_processor_of(checkpoint, network.config) if "input_features" in reads else None,
             labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
             task_settings=None if checkpoint.is_gguf else checkpoint.values.get("task_specific_params"),
@@ -179,12 +177,6 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
 
 
-def _image_processor_of(checkpoint: Checkpoint) -> ImageProcessor | None:
-    from polyformer.tokenizers.images import load_image_processor
-
-    return load_image_processor(_folder_of(checkpoint))
-
-
 def _audio_processor_of(checkpoint: Checkpoint, config: Any) -> AudioProcessor:
     """What the folder says, or the front end of Whisper's paper: files of CTranslate2 say nothing about it."""
     from polyformer.tokenizers.audio import AudioProcessor, load_audio_processor
@@ -236,8 +228,7 @@ class Model:
             parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or
             a move bring them back.
         tokenizer: text to ids and back; None for a model that takes and gives ids.
-        image_processor, audio_processor: pictures and sound to what the network reads; None where it reads neither, or
-            the files do not say.
+        audio_processor: sound to what the network reads; None where it reads none.
         labels: the names of what the network's head tells apart; None without such a head.
         task_settings: what ``config.json`` says about single tasks (``task_specific_params``): a prefix, say.
         problem_type: what the scores of labels are, as ``config.json`` says it: "single_label_classification",
@@ -254,7 +245,6 @@ class Model:
         family: Family,
         *,
         tokenizer: TextTokenizer | None = None,
-        image_processor: ImageProcessor | None = None,
         audio_processor: AudioProcessor | None = None,
         labels: Sequence[str] | None = None,
         problem_type: str | None = None,
@@ -265,7 +255,6 @@ class Model:
         self.network: Any = network.eval()
         self.family = family
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self.audio_processor = audio_processor
         count = getattr(network.config, "num_labels", None)
         if labels is not None and len(labels) != count:
@@ -324,19 +313,18 @@ class Model:
             extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if has_text else ()))
             return ("generate", "stream", "score", *extra)
         if isinstance(network, DualEncoder):
-            embeds = {"input_ids": "embed", "pixel_values": "embed_images"}
-            return (*(embeds[name] for name in reads), *(("classify",) if len(reads) == 2 else ()))
+            return ("embed",) if "input_ids" in reads and has_text else ()
         task = self.config.task
         if isinstance(network, EncoderOnly):
             if reads == ("input_ids",):
                 return (*_ENCODER_METHODS.get(task, ()), *(("embed",) if has_text else ()))
-            return (*(("classify",) if task == "sequence-classification" else ()), "embed_images")
+            return ()  # pictures and sound go through the network itself
         if task != "generation":
             return _ENCODER_METHODS.get(task, ())
         if reads == ("input_features",):
             return ("transcribe",)
-        if reads == ("pixel_values",):
-            return ("caption",)
+        if reads != ("input_ids",):
+            return ()
         return ("generate", "stream", *(("translate", "summarize") if has_text else ()))
 
     # --- continuing a text ------------------------------------------------------------------------------------------
@@ -517,7 +505,7 @@ class Model:
 
         defaults = replace(self.generation_defaults, eos_token_ids=self.eos_token_ids)
         writes = not isinstance(self.network, (EncoderOnly, DualEncoder))
-        parts = (self.tokenizer, self.image_processor, self.audio_processor)
+        parts = (self.tokenizer, self.audio_processor)
         writers: list[Any] = [part.save for part in parts if part is not None]
         if self.embedding_settings is not None:
             writers.append(partial(self.embedding_settings.save, size=self.config.hidden_size))
@@ -557,13 +545,6 @@ class Model:
 
         return embed(self, texts, **options)
 
-    def embed_images(self, images: Any, **options: Any) -> Any:
-        """One vector for each picture; see `polyformer.tasks.embedding_pictures.embed_images`."""
-        self._require("embed_images")
-        from polyformer.tasks.embedding_pictures import embed_images
-
-        return embed_images(self, images, **options)
-
     # --- what encoders were trained for -----------------------------------------------------------------------------
 
     def fill_mask(self, texts: str | Sequence[str], **options: Any) -> Any:
@@ -574,20 +555,11 @@ class Model:
         return fill_mask(self, texts, **options)
 
     def classify(self, inputs: Any, **options: Any) -> Any:
-        """Labels with their scores, for texts or pictures, as the network reads them.
+        """Labels with their scores; with ``labels`` of one's own, a model that tells entailment chooses among those.
 
-        With ``labels`` of one's own, a model that tells entailment from contradiction (`tasks.classification`) or one
-        that compares pictures with texts (`tasks.zero_shot_images`) chooses among those.
+        See `polyformer.tasks.classification.classify`.
         """
         self._require("classify")
-        if isinstance(self.network, DualEncoder):
-            from polyformer.tasks.zero_shot_images import classify_images_zero_shot
-
-            return classify_images_zero_shot(self, inputs, **options)
-        if inputs_of(self.config) == ("pixel_values",):
-            from polyformer.tasks.image_classification import classify_images
-
-            return classify_images(self, inputs, **options)
         from polyformer.tasks.classification import classify
 
         return classify(self, inputs, **options)
@@ -649,13 +621,6 @@ class Model:
 
         self._require("transcribe")
         return stream_segments(self, sound, **options)
-
-    def caption(self, images: Any, **options: Any) -> Any:
-        """What a picture shows, in words; see `polyformer.tasks.captioning.caption`."""
-        self._require("caption")
-        from polyformer.tasks.captioning import caption
-
-        return caption(self, images, **options)
 
     def _require(self, what: str) -> None:
         if what not in self.capabilities:

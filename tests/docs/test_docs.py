@@ -57,7 +57,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 def needs_weights(page: Path, language: str) -> bool:
-    return any("smollm2" in block.body for block in blocks(page) if block.language == language and block.run)
+    names = ("smollm2", "whisper-", "all-minilm")
+    return any(
+        any(name in block.body for name in names) for block in blocks(page) if block.language == language and block.run
+    )
 
 
 def pages_with(language: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`polyformer classify`: labels for texts or pictures."""
+"""`polyformer classify`: labels for texts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from polyformer.cli import options as opt
 from polyformer.cli.loading import load
 from polyformer.cli.progress import work_bar
 
-HELP = """Give texts or pictures the labels a model was trained on, or labels of your own.
+HELP = """Give texts the labels a model was trained on, or labels of your own.
 
-With --label, a model that tells entailment (for texts) or one that compares pictures with texts (CLIP, SigLIP) \
-chooses among your labels.
+With --label, a model that tells entailment (one trained on natural language inference) chooses among your labels.
 
 \b
 [bold]Examples[/bold]
 polyformer classify ./spam-filter --input-file mails.jsonl --json
 polyformer classify ./nli-model "The match went to penalties." --label sports --label politics
-polyformer classify ./clip photo.jpg --label "a cat" --label "a dog"
 """
 
 
@@ -30,9 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def classify(
     model: opt.ModelName,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT", help="Texts (- is standard input), or files of pictures.")
-    ] = None,
+    texts: inputs.Texts = None,
     input_file: inputs.InputFile = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", help="A label of your own. Give it once for each label.")
@@ -51,7 +47,7 @@ def classify(
     device: opt.Device = None,
     revision: opt.Revision = None,
 ) -> None:
-    given = inputs.gather_texts(texts, input_file, "input")
+    given = inputs.gather_texts(texts, input_file)
     loaded = load(model, dtype=dtype, device=device, revision=revision)
     options: dict[str, Any] = opt.given(labels=label, multi_label=multi_label, template=template, top_k=top_k)
     if truncate:
@@ -60,7 +56,7 @@ def classify(
         results = loaded.classify(given, progress=progress, **options)
     for text, result in zip(given, results, strict=True):
         if as_json:
-            inputs.print_json(input=text, labels=[one.to_json() for one in result])
+            inputs.print_json(text=text, labels=[one.to_json() for one in result])
         else:
             shown = ", ".join(f"{one.label} {one.score:.3f}" for one in result)
             print(shown if len(given) == 1 else f"{shown}\t{text}")
