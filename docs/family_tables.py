@@ -111,7 +111,8 @@ def family_row(family: Family) -> str:
 
 def families_table() -> str:
     head = ["family", "class", "positions", "attention", "heads", "also", "norm", "feed-forward", "GGUF"]
-    rows = [family_row(family) for family in all_families() if family.name != "polyformer"]
+    listed = {size.family for size in SIZES.values()}
+    rows = [family_row(family) for family in all_families() if family.name in listed]
     return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"serving"},
     {"model"},
     {"engine"},
-    {"checkpoints", "compression", "inspection", "evaluation", "training", "adaptation"},
+    {"checkpoints", "compression", "inspection", "evaluation", "training", "adaptation", "tasks"},
     {"generation"},
     {"tokenizers"},
     {"families"},

@@ -59,7 +59,65 @@ def configs(make_config: Any) -> list[Any]:
     parts = [core.Linear.Config(3, 4, True), core.Embedding.Config(5, 6)]
     cross = core.Attention.Config(16, 4, source_size=8, mask=core.Bidirectional())
     stack = replace(second.stack, layers=tuple(replace(layer, cross_attention=cross) for layer in second.stack.layers))
-    return [first, second, stack, *parts]
+    return [first, second, stack, *parts, *readers()]
+
+
+def readers() -> list[Any]:
+    """An encoder-decoder that listens, and a dual encoder of texts and pictures, with every head."""
+    norm, feedforward = core.LayerNorm.Config(16), core.FeedForward.Config(16, 20, bias=True)
+    near = core.Attention.Config(16, 4, mask=core.BidirectionalWindow(2), bias=True)
+    reading = core.Stack.Config((core.Layer.Config(near, feedforward, norm),))
+    cross = core.Attention.Config(16, 4, source_size=16, mask=core.Bidirectional())
+    writing = core.Layer.Config(core.Attention.Config(16, 4), feedforward, norm, cross_attention=cross)
+    tokens = core.TokenEmbedding.Config(29, 16)
+    frames = core.FrameEmbedding.Config(16, 5, core.Sinusoidal.Config(16, interleaved=False))
+    listener = core.EncoderDecoder.Config(
+        core.Encoder.Config(frames, reading),
+        core.Decoder.Config(tokens, core.Stack.Config((writing,))),
+        core.Head.Config(16, 29),
+    )
+    text = core.Encoder.Config(
+        core.TokenEmbedding.Config(29, 12, token_types=2, projection=core.Linear.Config(12, 16)), reading
+    )
+    transform = core.Transform.Config(16, 12, "gelu", core.LayerNorm.Config(12))
+    guesser = core.EncoderOnly.Config(
+        text,
+        "pretraining",
+        pooling=core.Pooling.Config("first"),
+        masked_head=core.MaskedTokenHead.Config(transform, core.Head.Config(12, 29, bias=True)),
+        sequence_head=core.SequenceHead.Config(16, 2),
+    )
+    tagger = core.EncoderOnly.Config(text, "token-classification", token_head=core.TokenHead.Config(16, 3))
+    pictures = core.Encoder.Config(core.PatchEmbedding.Config(16, (4, 4), (8, 12), registers=2), reading)
+    pair = core.DualEncoder.Config(
+        core.Tower.Config(text, core.Pooling.Config("largest_id"), core.Linear.Config(16, 10)),
+        core.Tower.Config(pictures, core.AttentionPooling.Config(cross, norm, feedforward), core.Linear.Config(16, 10)),
+        logit_scale=2.0,
+        logit_bias=-1.0,
+    )
+    return [listener, guesser, tagger, pair]
+
+
+def test_readers_run() -> None:
+    listener, guesser, tagger, pair = (config.build().eval() for config in readers())
+    ids = torch.tensor([[3, 7, 28, 0], [5, 28, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    assert listener(input_features=torch.randn(2, 5, 9), decoder_input_ids=ids).logits.shape == (2, 4, 29)
+    output = guesser(ids, attention_mask=mask, token_type_ids=mask)
+    assert output.logits.shape == (2, 4, 29) and output.sequence_logits.shape == (2, 2)
+    assert tagger(ids).logits.shape == (2, 4, 3)
+    both = pair(ids, attention_mask=mask, pixel_values=torch.randn(3, 3, 8, 12))
+    assert both.logits_per_text.shape == (2, 3) and torch.equal(both.logits_per_image, both.logits_per_text.mT)
+    assert torch.allclose(both.text_embeds.norm(dim=-1), torch.ones(2))
+    expected = both.text_embeds @ both.image_embeds.mT * torch.tensor(2.0).exp() - 1
+    assert torch.allclose(both.logits_per_text, expected)
+    # Another size of picture has more patches: positions are interpolated, the class token and registers stay.
+    larger = pair(pixel_values=torch.randn(1, 3, 16, 12)).image_output.last_hidden_state
+    assert larger.shape == (1, 1 + 2 + 4 * 3, 16)
+    with pytest.raises(ConfigError, match="give input_ids, pixel_values or both"):
+        pair()
+    with pytest.raises(ConfigError, match="this encoder reads input_ids, but pixel_values was given"):
+        tagger(pixel_values=torch.randn(1, 3, 8, 8))
 
 
 def kinds_of_the_core() -> set[str]:

@@ -184,7 +184,10 @@ def options_of_commands() -> dict[str, set[str]]:
     group: Any = typer.main.get_command(app)
     options = {"": {"--help", "--version", "-h"}}
     for name, command in group.commands.items():
-        known = {opt for parameter in command.params for opt in (*parameter.opts, *parameter.secondary_opts)}
+        parts = [command, *getattr(command, "commands", {}).values()]  # `search` has commands of its own
+        known = {
+            opt for part in parts for parameter in part.params for opt in (*parameter.opts, *parameter.secondary_opts)
+        }
         options[name] = {option for option in known if option[0] == "-"} | {"--help", "-h"}
     return options
 
