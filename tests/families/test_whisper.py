@@ -131,6 +131,19 @@ def test_ctranslate2(ctranslate2_folder: tuple[Path, Any, dict[str, Tensor]]) ->
         assert torch.equal(parameter, again.get_parameter(name)), name
 
 
+def test_ctranslate2_is_validated(ctranslate2_folder: tuple[Path, Any, dict[str, Tensor]]) -> None:
+    from polyformer.checkpoints.validate import validate
+
+    folder, _, variables = ctranslate2_folder
+    found = {check.name: check for check in validate(folder).checks}
+    assert found["files"].status == found["config"].status == found["weights"].status == "ok"
+    assert found["config"].details[0] == "whisper, vocabulary of 61, 30 tokens of context"
+    del variables["decoder/layer_1/ffn/linear_0/bias"]
+    write_ctranslate2(folder / "model.bin", "WhisperSpec", variables, {})
+    found = {check.name: check for check in validate(folder).checks}
+    assert found["weights"].status == "failed" and "1 missing" in found["weights"].details[0]
+
+
 def test_ctranslate2_in_eight_bits(ctranslate2_folder: tuple[Path, Any, dict[str, Tensor]]) -> None:
     folder, network, variables = ctranslate2_folder
     small: dict[str, Tensor] = {}

@@ -110,11 +110,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _open_ctranslate2(folder: Path) -> Checkpoint:
     contents = CTranslate2File(folder / CTRANSLATE2_FILE)
-    family = find_ctranslate2_family(contents.spec)
-    assert family.ctranslate2 is not None
-    config = family.ctranslate2.read(contents)
-    values = family.ctranslate2.config_values(config, read_config(folder))
-    return Checkpoint(folder, family, config, family.ctranslate2.weight_table(config), contents, values, False)
+    known = recognize_ctranslate2(contents)
+    assert known.family.ctranslate2 is not None
+    values = known.family.ctranslate2.config_values(known.config, read_config(folder))
+    return Checkpoint(folder, known.family, known.config, known.table, contents, values, False)
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,14 @@ class Recognized:
     family: Family
     config: Any
     table: WeightTable
+
+
+def recognize_ctranslate2(contents: CTranslate2File) -> Recognized:
+    """As `recognize`, for a CTranslate2 file, which says itself what it is."""
+    family = find_ctranslate2_family(contents.spec)
+    assert family.ctranslate2 is not None
+    config = family.ctranslate2.read(contents)
+    return Recognized(family, config, family.ctranslate2.weight_table(config))
 
 
 def recognize(path: Path, values: dict[str, Any], file: GGUFFile | None) -> Recognized:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polyformer.checkpoints.ctranslate2 import CTRANSLATE2_FILE, CTranslate2File, is_ctranslate2
 from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError
 
@@ -14,7 +15,8 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 def open_tensors(path: str | Path) -> TensorSource:
-    """Opens a checkpoint: a folder in the Hugging Face layout, or one ``.gguf`` or ``.safetensors`` file.
+    """Opens a checkpoint: a folder in the Hugging Face layout or with CTranslate2's ``model.bin``, or one ``.gguf`` or
+    ``.safetensors`` file.
 
     In a folder, safetensors are preferred to pickles, and a single file to shards; shards are found through the index.
     Pickles are read only as weights: one that wants to run code is refused.
@@ -24,6 +26,9 @@ def open_tensors(path: str | Path) -> TensorSource:
             names the file and what to do.
     """
     path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if (path.is_dir() or path.name == CTRANSLATE2_FILE) and is_ctranslate2(folder):
+        return CTranslate2File(folder / CTRANSLATE2_FILE)
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():

@@ -10,9 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from polyformer.checkpoints.ctranslate2 import CTranslate2File
 from polyformer.checkpoints.disk import readable_size
 from polyformer.checkpoints.gguf import GGUFFile
-from polyformer.checkpoints.loading import CONFIG_FILE, build_on_meta, plan_for, read_config_file, recognize
+from polyformer.checkpoints.loading import (
+    CONFIG_FILE,
+    build_on_meta,
+    plan_for,
+    read_config_file,
+    recognize,
+    recognize_ctranslate2,
+)
 from polyformer.checkpoints.saving import GENERATION_CONFIG_FILE
 from polyformer.checkpoints.sources import open_tensors
 from polyformer.checkpoints.tensor_source import TensorSource
@@ -138,6 +146,8 @@ def _check_config(findings: _Findings) -> list[str]:
     path, source = findings.path, findings.source
     if isinstance(source, GGUFFile):
         known = recognize(path, source.metadata, source)
+    elif isinstance(source, CTranslate2File):
+        known = recognize_ctranslate2(source)
     elif path.suffix == ".gguf" or not path.exists():
         raise _Skip("the file could not be read")
     else:
