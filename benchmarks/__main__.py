@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("generation", "loading", "memory", "context")
+NAMES = ("generation", "loading", "memory", "context")  # embedding, search and whisper fetch data: run them themselves
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,14 @@ def test_sentences_and_their_lines() -> None:
         ("Yes. It rained.", 5),
     ]
     assert {one.source for one in passages} == {"a.txt"}
+    quoted = " \nThe first line is empty.\nHe said, “Go away.”\nThen he left\nfor good. Yes! Was (it) so?)\n \n\nThe end of it."
+    assert [(one.text, one.line) for one in split_sentences(quoted, shortest=10)] == [
+        ("The first line is empty.", 2),
+        ("He said, “Go away.”", 3),
+        ("Then he left for good.", 4),
+        ("Yes! Was (it) so?)", 5),
+        ("The end of it.", 8),
+    ]
     long = split_sentences("word " * 100, longest=50)
     assert len(long) > 5 and all(len(one.text) <= 50 for one in long)
     assert " ".join(one.text for one in long).split() == ["word"] * 100
@@ -80,11 +89,24 @@ def test_the_nearest_are_found(load: Load, tmp_path: Path, exact: bool, monkeypa
     assert [len(hits) for hits in many] == [25, 25]
 
 
-def test_replacing_and_damage(load: Load, tmp_path: Path) -> None:
+def test_replacing_and_damage(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = load(transformers.BertModel)
     folder = tmp_path / "index"
     Index.build(model, SENTENCES).save(folder)
     Index.build(model, SENTENCES[:3]).save(folder)
+    assert len(Index.load(folder)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index"]
+    real_replace = os.replace
+
+    def fails_once(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".partial") and Path(target) == folder:
+            raise PermissionError(13, "no")
+        real_replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module.os, "replace", fails_once)
+        with pytest.raises(PermissionError):
+            Index.build(model, SENTENCES).save(folder)
     assert len(Index.load(folder)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index"]
     lines = (folder / "passages.jsonl").read_text()

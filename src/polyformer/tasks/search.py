@@ -30,6 +30,7 @@ _NEIGHBOURS, _BUILD_CANDIDATES, _SEARCH_CANDIDATES = 16, 128, 96
 _EXACT = 50_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-ZÀ-ÖØ-Þ0-9])")
+_BLANK_LINES = re.compile(r"(\n\s*\n)")
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
@@ -40,7 +41,7 @@ class Passage:
     Attributes:
         text: the passage.
         source: the file, relative to the folder that was indexed; empty for texts given by themselves.
-        line: of its first character, from 1.
+        line: where its first sentence begins, from 1.
     """
 
     text: str
@@ -73,22 +74,27 @@ def split_sentences(text: str, source: str = "", *, shortest: int = 20, longest:
         shortest, longest: characters of a passage.
     """
     passages: list[Passage] = []
-    line = 1
-    for paragraph in re.split(r"(\n\s*\n)", text):
-        begin = line + len(paragraph) - len(paragraph.lstrip("\n")) if paragraph.strip() else line
-        waiting, at = "", begin
-        for sentence in _SENTENCE_END.split(paragraph.strip()):
+    offset = counted = 0
+    line = 1  # of the character number `counted`
+    for paragraph in _BLANK_LINES.split(text):
+        ends = [end.end() for end in _SENTENCE_END.finditer(paragraph)]
+        waiting = ""
+        for start, end in zip([0, *ends], [*ends, len(paragraph)], strict=True):
+            sentence = paragraph[start:end]
             words = " ".join(sentence.split())
             if not words:
                 continue
+            if not waiting:
+                begin = offset + end - len(sentence.lstrip())
+                line += text.count("\n", counted, begin)
+                counted = begin
             waiting = f"{waiting} {words}".strip()
             if len(waiting) >= shortest:
-                passages += [Passage(piece, source, at) for piece in _pieces(waiting, longest)]
+                passages += [Passage(piece, source, line) for piece in _pieces(waiting, longest)]
                 waiting = ""
-            at += sentence.count("\n")
         if waiting:
-            passages.append(Passage(waiting, source, at))
-        line += paragraph.count("\n")
+            passages.append(Passage(waiting, source, line))
+        offset += len(paragraph)
     return passages
 
 
@@ -217,7 +223,12 @@ class Index:
             (staging / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             if target.exists():
                 os.replace(target, old)
-            os.replace(staging, target)
+            try:
+                os.replace(staging, target)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, target)
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
