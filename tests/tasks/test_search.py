@@ -40,7 +40,8 @@ def test_sentences_and_their_lines() -> None:
         ("Yes. It rained.", 5),
     ]
     assert {one.source for one in passages} == {"a.txt"}
-    quoted = " \nThe first line is empty.\nHe said, “Go away.”\nThen he left\nfor good. Yes! Was (it) so?)\n \n\nThe end of it."
+    quoted = " \nThe first line is empty.\nHe said, “Go away.”\nThen he left\nfor good. Yes! Was (it) so?)\n"
+    quoted += " \n\nThe end of it."
     assert [(one.text, one.line) for one in split_sentences(quoted, shortest=10)] == [
         ("The first line is empty.", 2),
         ("He said, “Go away.”", 3),
