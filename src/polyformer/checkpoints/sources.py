@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polyformer.checkpoints.ctranslate2 import CTRANSLATE2_FILE, CTranslate2File, is_ctranslate2
 from polyformer.checkpoints.tensor_source import TensorSource
 from polyformer.errors import CheckpointError
 
@@ -25,6 +24,8 @@ def open_tensors(path: str | Path) -> TensorSource:
         CheckpointError: nothing is there, or the files are damaged, incomplete, or of an unknown kind. The message
             names the file and what to do.
     """
+    from polyformer.checkpoints.ctranslate2 import CTRANSLATE2_FILE, CTranslate2File, is_ctranslate2
+
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if (path.is_dir() or path.name == CTRANSLATE2_FILE) and is_ctranslate2(folder):
