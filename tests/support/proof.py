@@ -163,6 +163,20 @@ def _prove_cache(network: Any, ids: Tensor) -> None:
     close(torch.cat(pieces, dim=1), whole, 1e-10, "cached against whole")
 
 
+def saved_gradients(hf: Any, folder: Path) -> dict[str, Tensor]:
+    """The gradients of a Hugging Face model under the names of its files, which some classes change in memory."""
+    holder = copy.deepcopy(hf)
+    with torch.no_grad():
+        for buffer in holder.buffers():
+            if buffer.is_floating_point():
+                buffer.fill_(torch.nan)
+        for parameter, original in zip(holder.parameters(), hf.parameters(), strict=True):
+            parameter.copy_(torch.full_like(original, torch.nan) if original.grad is None else original.grad)
+    holder.save_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    return {name: gradient for name, gradient in saved.items() if not gradient.isnan().any()}
+
+
 def prove_export(network: Any, family: Any, tensors: dict[str, Tensor]) -> None:
     """What the table writes is bit-equal to the file it read."""
     ours = dict(network.named_parameters())

@@ -231,10 +231,12 @@ class PatchEmbedding(core.Module):
         if grid == self.config.grid:
             return first, learned
         plane = learned.reshape(1, *self.config.grid, -1).permute(0, 3, 1, 2)
+        # Bicubic weights in 16 bits would move the positions.
+        precise = plane.float() if plane.element_size() < 4 else plane
         resized = functional.interpolate(
-            plane, size=grid, mode="bicubic", align_corners=False, antialias=self.config.antialias
+            precise, size=grid, mode="bicubic", align_corners=False, antialias=self.config.antialias
         )
-        return first, resized.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
+        return first, resized.to(learned.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
 class FrameEmbedding(core.Module):

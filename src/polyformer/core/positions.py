@@ -38,6 +38,7 @@ class Sinusoidal(core.Module):
         base: 10000 in the paper.
         interleaved: sines and cosines alternate as in the paper; else all sines first, then all cosines
             (tensor2tensor, Marian, Whisper).
+        offset: the p of the first position (fairseq begins after the id of padding).
     """
 
     @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Sinusoidal(core.Module):
         hidden_size: int
         base: float = 10000.0
         interleaved: bool = True
+        offset: int = 0
 
         def __post_init__(self) -> None:
             require(self.hidden_size % 2 == 0, f"hidden_size is {self.hidden_size}, but sinusoids need an even one")
@@ -58,7 +60,7 @@ class Sinusoidal(core.Module):
         size = self.config.hidden_size
         precise = torch.float64
         rates = self.config.base ** (-torch.arange(0, size, 2, dtype=precise, device=positions.device) / size)
-        angles = positions[..., None].to(precise) * rates
+        angles = (positions[..., None] + self.config.offset).to(precise) * rates
         if self.config.interleaved:
             return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)

@@ -43,6 +43,16 @@ _MODULES = {
     "mbart": "mbart",
     "pegasus": "pegasus",
     "whisper": "whisper",
+    "vit": "vit",
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2_with_registers",
+    "clip": "clip",
+    "clip_text_model": "clip_text_model",
+    "clip_vision_model": "clip_vision_model",
+    "siglip": "siglip",
+    "siglip_text_model": "siglip_text_model",
+    "siglip_vision_model": "siglip_vision_model",
+    "vision-encoder-decoder": "vision_encoder_decoder",
     "polyformer": "native",
 }
 

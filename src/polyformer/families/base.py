@@ -48,6 +48,14 @@ class ConfigReader:
         self.values = values
         self.where = where
         self._read: set[str] = set()
+        self._sections: dict[str, ConfigReader] = {}
+
+    def section(self, *keys: str) -> ConfigReader:
+        """A reader of the dictionary under the first of ``keys`` that has one; of an empty one where none has."""
+        found = {key: self(key, None, kind=dict) for key in keys}
+        key = next((key for key in keys if found[key] is not None), keys[-1])
+        values = found[key] or {}
+        return self._sections.setdefault(key, ConfigReader(values, f"{self.where}: {key}"))
 
     def __call__(self, key: str, default: Any = _REQUIRED, *, kind: type | tuple[type, ...] | None = None) -> Any:
         """The value of ``key``; ``null`` counts as absent.
@@ -128,8 +136,10 @@ class ConfigReader:
         return table[value]
 
     def unread(self) -> list[str]:
-        """Keys nobody read that may change what the network computes (unknown ones; false and null never do)."""
-        return sorted(
+        """Keys nobody read that may change what the network computes (unknown ones; false and null never do), those
+        of sections as ``section.key``."""
+        inner = [f"{name}.{key}" for name, section in self._sections.items() for key in section.unread()]
+        return sorted(inner) + sorted(
             key
             for key, value in self.values.items()
             if key not in self._read and key not in _HARMLESS and value not in (None, False) and key[:1] != "_"

@@ -240,6 +240,12 @@ class Rule:
         object.__setattr__(self, "theirs", _names(theirs))
         object.__setattr__(self, "transform", transform or Transform())
 
+    def below(self, ours: str, theirs: str) -> Rule:
+        """The same rule with prefixes before the names of both sides: the part of a larger network."""
+        return Rule(
+            [f"{ours}{name}" for name in self.ours], [f"{theirs}{name}" for name in self.theirs], self.transform
+        )
+
     def bind(self, our_names: Collection[str]) -> Iterable[Step]:
         """The concrete steps of this rule for a network that has ``our_names``."""
         pattern = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(self.ours[0])))
