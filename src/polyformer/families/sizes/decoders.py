@@ -1,8 +1,4 @@
-"""The public sizes of the public families: config values, and the parameter count that was published for each.
-
-A size is what its authors released or described: the values of its ``config.json`` (without those that only matter to a
-tokenizer or a training run), read by the family's own reader. `build_config` gives a network config to train from
-scratch, to count, or to estimate memory with; weights are another matter.
+"""The sizes of networks that only write.
 
 Two families have no public weights. PaLM's entries are those of its table 1. GPT-3's are those of its table 2.1, as
 GPT-2 networks that attend to everything before: the paper has that and local attention in turn, but not the local
@@ -13,86 +9,9 @@ be wider than its width of 2048), the 13B a width of 5120 (5140 is no multiple o
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-from polyformer.errors import ConfigError
-from polyformer.families import find_family
-
-_UNITS = {"M": 10**6, "B": 10**9}
-
-
-@dataclass(frozen=True)
-class Size:
-    """One public size.
-
-    Attributes:
-        name: what it is called here, such as ``"llama-2-7b"``.
-        family: its model_type.
-        published: its parameter count as published: exact ("124,439,808") or rounded ("6.7B").
-        source: who says so.
-        digits: how many digits of a rounded count mean something ("350M" has two, it seems); None means all.
-        values: its ``config.json``.
-    """
-
-    name: str
-    family: str
-    published: str
-    source: str
-    digits: int | None = None
-    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the count was published to the last parameter."""
-        return self.published[-1] not in _UNITS
-
-    def agrees(self, count: int) -> bool:
-        """Whether ``count`` parameters are the published number: exactly, or rounded or cut to its digits."""
-        if self.is_exact:
-            return count == int(self.published.replace(",", ""))
-        number, unit = self.published[:-1], _UNITS[self.published[-1]]
-        whole, _, fraction = number.partition(".")
-        digits = self.digits or len(whole + fraction)
-        step = unit * 10 ** (len(whole) - digits) if digits <= len(whole) else unit / 10 ** (digits - len(whole))
-        stated = round(float(number) * unit / step)
-        return stated in (round(count / step), int(count / step))
-
-
-def size_names() -> list[str]:
-    """Every name that `find_size` knows, family by family, small to large."""
-    return list(SIZES)
-
-
-def find_size(name: str) -> Size:
-    """The public size called ``name`` (capitals do not matter).
-
-    Raises:
-        ConfigError: there is none; the nearest names are given.
-    """
-    size = SIZES.get(name.lower())
-    if size is None:
-        near = difflib.get_close_matches(name.lower(), list(SIZES), n=3, cutoff=0.5)
-        hint = f"; the nearest are {', '.join(near)}" if near else f"; there are {', '.join(SIZES)}"
-        raise ConfigError(f"there is no public size {name!r}{hint}")
-    return size
-
-
-def build_config(name: str) -> Any:
-    """The network config of a public size; ``.build()`` makes the network, with random weights.
-
-    Raises:
-        ConfigError: there is no size of that name.
-    """
-    size = find_size(name)
-    return find_family(size.family).read_config(size.values, f"the size {size.name}")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The table. "Model card" and "weights" mean those under the owner's name on the Hugging Face hub.
+from polyformer.families.sizes.size import Size, weights
 
 
 def _gpt2(width: int, layers: int, heads: int, positions: int = 1024) -> dict[str, Any]:
@@ -318,11 +237,7 @@ _GPT_NEOX = _gpt_neox(6144, 44, 64, 50432, "gelu_fast")
 _MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6}
 
 
-def _weights(repository: str) -> str:
-    return f"number of parameters in the weights of {repository}"
-
-
-_TABLE = (
+SIZES = (
     Size("gpt", "openai-gpt", "117M", "Radford et al., 2019, table 2, the smallest: as large as GPT", values=_GPT),
     Size("gpt2", "gpt2", "124M", _GPT_2_NOTE, values=_gpt2(768, 12, 12)),
     Size("gpt2-medium", "gpt2", "355M", _GPT_2_NOTE, values=_gpt2(1024, 24, 16)),
@@ -367,63 +282,63 @@ _TABLE = (
         "llama-2-7b",
         "llama",
         "6,738,415,616",
-        _weights("meta-llama/Llama-2-7b-hf"),
+        weights("meta-llama/Llama-2-7b-hf"),
         values=_llama(4096, 11008, 32, 32, 32),
     ),
     Size(
         "llama-2-13b",
         "llama",
         "13,015,864,320",
-        _weights("meta-llama/Llama-2-13b-hf"),
+        weights("meta-llama/Llama-2-13b-hf"),
         values=_llama(5120, 13824, 40, 40, 40),
     ),
     Size(
         "llama-2-70b",
         "llama",
         "68,976,648,192",
-        _weights("meta-llama/Llama-2-70b-hf"),
+        weights("meta-llama/Llama-2-70b-hf"),
         values=_llama(8192, 28672, 80, 64, 8),
     ),
     Size(
         "code-llama-7b",
         "llama",
         "6,738,546,688",
-        _weights("codellama/CodeLlama-7b-hf"),
+        weights("codellama/CodeLlama-7b-hf"),
         values=_llama(4096, 11008, 32, 32, 32, **_CODE_LLAMA, vocab_size=32016),
     ),
     Size(
         "code-llama-13b",
         "llama",
         "13,016,028,160",
-        _weights("codellama/CodeLlama-13b-hf"),
+        weights("codellama/CodeLlama-13b-hf"),
         values=_llama(5120, 13824, 40, 40, 40, **_CODE_LLAMA, vocab_size=32016),
     ),
     Size(
         "code-llama-34b",
         "llama",
         "33,743,970,304",
-        _weights("codellama/CodeLlama-34b-hf"),
+        weights("codellama/CodeLlama-34b-hf"),
         values=_llama(8192, 22016, 48, 64, 8, **_CODE_LLAMA),
     ),
     Size(
         "code-llama-70b",
         "llama",
         "68,976,910,336",
-        _weights("codellama/CodeLlama-70b-hf"),
+        weights("codellama/CodeLlama-70b-hf"),
         values=_llama(8192, 28672, 80, 64, 8, **_CODE_LLAMA, vocab_size=32016),
     ),
     Size(
         "llama-3-8b",
         "llama",
         "8,030,261,248",
-        _weights("meta-llama/Meta-Llama-3-8B"),
+        weights("meta-llama/Meta-Llama-3-8B"),
         values=_llama(4096, 14336, 32, 32, 8, **_LLAMA_3),
     ),
     Size(
         "llama-3-70b",
         "llama",
         "70,553,706,496",
-        _weights("meta-llama/Meta-Llama-3-70B"),
+        weights("meta-llama/Meta-Llama-3-70B"),
         values=_llama(8192, 28672, 80, 64, 8, **_LLAMA_3),
     ),
     Size(
@@ -437,28 +352,28 @@ _TABLE = (
         "llama-3.2-1b",
         "llama",
         "1,235,814,400",
-        _weights("meta-llama/Llama-3.2-1B"),
+        weights("meta-llama/Llama-3.2-1B"),
         values=_llama(2048, 8192, 16, 32, 8, **{**_llama_3(32.0), "tie_word_embeddings": True}),
     ),
     Size(
         "llama-3.2-3b",
         "llama",
         "3,212,749,824",
-        _weights("meta-llama/Llama-3.2-3B"),
+        weights("meta-llama/Llama-3.2-3B"),
         values=_llama(3072, 8192, 28, 24, 8, **{**_llama_3(32.0), "tie_word_embeddings": True}),
     ),
     Size(
         "mistral-7b",
         "mistral",
         "7,241,732,096",
-        _weights("mistralai/Mistral-7B-v0.1"),
+        weights("mistralai/Mistral-7B-v0.1"),
         values=_llama(4096, 14336, 32, 32, 8, max_position_embeddings=32768, sliding_window=4096),
     ),
     Size(
         "mixtral-8x7b",
         "mixtral",
         "46,702,792,704",
-        _weights("mistralai/Mixtral-8x7B-v0.1"),
+        weights("mistralai/Mixtral-8x7B-v0.1"),
         values=_llama(4096, 14336, 32, 32, 8, max_position_embeddings=32768, **_MIXTRAL),
     ),
     Size(
@@ -472,49 +387,49 @@ _TABLE = (
         "qwen2-0.5b",
         "qwen2",
         "494,032,768",
-        _weights("Qwen/Qwen2-0.5B"),
+        weights("Qwen/Qwen2-0.5B"),
         values=_llama(896, 4864, 24, 14, 2, **_QWEN_2_SMALL),
     ),
     Size(
         "qwen2-1.5b",
         "qwen2",
         "1,543,714,304",
-        _weights("Qwen/Qwen2-1.5B"),
+        weights("Qwen/Qwen2-1.5B"),
         values=_llama(1536, 8960, 28, 12, 2, **_QWEN_2_SMALL),
     ),
     Size(
         "qwen2-7b",
         "qwen2",
         "7,615,616,512",
-        _weights("Qwen/Qwen2-7B"),
+        weights("Qwen/Qwen2-7B"),
         values=_llama(3584, 18944, 28, 28, 4, **_QWEN_2_LARGE),
     ),
     Size(
         "qwen2-72b",
         "qwen2",
         "72,706,203,648",
-        _weights("Qwen/Qwen2-72B"),
+        weights("Qwen/Qwen2-72B"),
         values=_llama(8192, 29568, 80, 64, 8, **{**_QWEN_2_LARGE, "rms_norm_eps": 1e-5}),
     ),
     Size(
         "qwen2.5-3b",
         "qwen2",
         "3,085,938,688",
-        _weights("Qwen/Qwen2.5-3B"),
+        weights("Qwen/Qwen2.5-3B"),
         values=_llama(2048, 11008, 36, 16, 2, **{**_QWEN_2_SMALL, "max_position_embeddings": 32768}),
     ),
     Size(
         "qwen2.5-14b",
         "qwen2",
         "14,770,033,664",
-        _weights("Qwen/Qwen2.5-14B"),
+        weights("Qwen/Qwen2.5-14B"),
         values=_llama(5120, 13824, 48, 40, 8, **{**_QWEN_2_LARGE, "rms_norm_eps": 1e-5}),
     ),
     Size(
         "qwen2.5-32b",
         "qwen2",
         "32,763,876,352",
-        _weights("Qwen/Qwen2.5-32B"),
+        weights("Qwen/Qwen2.5-32B"),
         values=_llama(5120, 27648, 64, 40, 8, **{**_QWEN_2_LARGE, "rms_norm_eps": 1e-5}),
     ),
     Size(
@@ -535,65 +450,65 @@ _TABLE = (
         "qwen3-4b",
         "qwen3",
         "4,022,468,096",
-        _weights("Qwen/Qwen3-4B"),
+        weights("Qwen/Qwen3-4B"),
         values=_llama(2560, 9728, 36, 32, 8, **_QWEN_3_SMALL),
     ),
     Size(
         "qwen3-8b",
         "qwen3",
         "8,190,735,360",
-        _weights("Qwen/Qwen3-8B"),
+        weights("Qwen/Qwen3-8B"),
         values=_llama(4096, 12288, 36, 32, 8, **_QWEN_3),
     ),
     Size(
         "qwen3-14b",
         "qwen3",
         "14,768,307,200",
-        _weights("Qwen/Qwen3-14B"),
+        weights("Qwen/Qwen3-14B"),
         values=_llama(5120, 17408, 40, 40, 8, **_QWEN_3),
     ),
     Size(
         "qwen3-32b",
         "qwen3",
         "32,762,123,264",
-        _weights("Qwen/Qwen3-32B"),
+        weights("Qwen/Qwen3-32B"),
         values=_llama(5120, 25600, 64, 64, 8, **_QWEN_3),
     ),
-    Size("gemma-2b", "gemma", "2,506,172,416", _weights("google/gemma-2b"), values=_gemma(2048, 16384, 18, 8, 1)),
-    Size("gemma-7b", "gemma", "8,537,680,896", _weights("google/gemma-7b"), values=_gemma(3072, 24576, 28, 16, 16)),
+    Size("gemma-2b", "gemma", "2,506,172,416", weights("google/gemma-2b"), values=_gemma(2048, 16384, 18, 8, 1)),
+    Size("gemma-7b", "gemma", "8,537,680,896", weights("google/gemma-7b"), values=_gemma(3072, 24576, 28, 16, 16)),
     Size(
         "gemma-2-2b",
         "gemma2",
         "2,614,341,888",
-        _weights("google/gemma-2-2b"),
+        weights("google/gemma-2-2b"),
         values=_gemma(2304, 9216, 26, 8, 4, **_GEMMA_2),
     ),
     Size(
         "gemma-2-9b",
         "gemma2",
         "9,241,705,984",
-        _weights("google/gemma-2-9b"),
+        weights("google/gemma-2-9b"),
         values=_gemma(3584, 14336, 42, 16, 8, **_GEMMA_2),
     ),
     Size(
         "gemma-2-27b",
         "gemma2",
         "27,227,128,320",
-        _weights("google/gemma-2-27b"),
+        weights("google/gemma-2-27b"),
         values=_gemma(4608, 36864, 46, 32, 16, **{**_GEMMA_2, "query_pre_attn_scalar": 144, "head_dim": 128}),
     ),
     Size(
         "gemma-3-270m",
         "gemma3_text",
         "268,098,176",
-        _weights("google/gemma-3-270m"),
+        weights("google/gemma-3-270m"),
         values=_gemma(640, 2048, 18, 4, 1, **_GEMMA_3_SMALL),
     ),
     Size(
         "gemma-3-1b",
         "gemma3_text",
         "999,885,952",
-        _weights("google/gemma-3-1b-pt"),
+        weights("google/gemma-3-1b-pt"),
         values=_gemma(1152, 6912, 26, 4, 1, **_GEMMA_3_SMALL),
     ),
     Size(
@@ -621,14 +536,14 @@ _TABLE = (
         "phi-3-mini",
         "phi3",
         "3,821,079,552",
-        _weights("microsoft/Phi-3-mini-4k-instruct"),
+        weights("microsoft/Phi-3-mini-4k-instruct"),
         values=_llama(3072, 8192, 32, 32, 32, **_PHI_3),
     ),
     Size(
         "phi-3-medium",
         "phi3",
         "13,960,238,080",
-        _weights("microsoft/Phi-3-medium-4k-instruct"),
+        weights("microsoft/Phi-3-medium-4k-instruct"),
         values=_llama(5120, 17920, 40, 40, 10, **_PHI_3),
     ),
     Size("falcon-7b", "falcon", "7B", "Almazrouei et al., 2023", values=_falcon(4544, 32, 71)),
@@ -657,44 +572,42 @@ _TABLE = (
         "starcoder2-3b",
         "starcoder2",
         "3,030,371,328",
-        _weights("bigcode/starcoder2-3b"),
+        weights("bigcode/starcoder2-3b"),
         values=_starcoder2(3072, 30, 24, 2, 999999.4420358813),
     ),
     Size(
         "starcoder2-7b",
         "starcoder2",
         "7,173,923,840",
-        _weights("bigcode/starcoder2-7b"),
+        weights("bigcode/starcoder2-7b"),
         values=_starcoder2(4608, 32, 36, 4, 1e6),
     ),
     Size(
         "starcoder2-15b",
         "starcoder2",
         "15,957,889,024",
-        _weights("bigcode/starcoder2-15b"),
+        weights("bigcode/starcoder2-15b"),
         values=_starcoder2(6144, 40, 48, 4, 1e5, tie_word_embeddings=False),
     ),
     Size(
         "smollm2-135m",
         "llama",
         "134,515,008",
-        _weights("HuggingFaceTB/SmolLM2-135M"),
+        weights("HuggingFaceTB/SmolLM2-135M"),
         values=_llama(576, 1536, 30, 9, 3, **_SMOLLM_2, rope_theta=100000.0),
     ),
     Size(
         "smollm2-360m",
         "llama",
         "361,821,120",
-        _weights("HuggingFaceTB/SmolLM2-360M"),
+        weights("HuggingFaceTB/SmolLM2-360M"),
         values=_llama(960, 2560, 32, 15, 5, **_SMOLLM_2, rope_theta=100000.0),
     ),
     Size(
         "smollm2-1.7b",
         "llama",
         "1,711,376,384",
-        _weights("HuggingFaceTB/SmolLM2-1.7B"),
+        weights("HuggingFaceTB/SmolLM2-1.7B"),
         values=_llama(2048, 8192, 24, 32, 32, **_SMOLLM_2, rope_theta=130000.0),
     ),
 )
-
-SIZES: Mapping[str, Size] = MappingProxyType({size.name: size for size in _TABLE})
