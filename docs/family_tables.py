@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,17 +16,21 @@ from polyformer.core import (
     ALiBi,
     Causal,
     DecoderOnly,
+    EncoderDecoder,
     FeedForward,
     Layer,
     LayerNorm,
     MixtureOfExperts,
+    RelativeBias,
     RMSNorm,
     Rotary,
     SlidingWindow,
+    Stack,
+    TokenEmbedding,
 )
 from polyformer.families import all_families
 from polyformer.families.base import Family
-from polyformer.families.sizes import SIZES, Size, build_config
+from polyformer.families.sizes import TABLES, Size, build_config
 
 PAGE = Path(__file__).with_name("families.md")
 PLACEMENTS = {"pre": "before", "post": "after", "sandwich": "before and after", "parallel": "parallel"}
@@ -88,14 +93,18 @@ def distinct(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(values)) or "—"
 
 
-def family_row(family: Family) -> str:
-    configs = [build_config(size.name) for size in SIZES.values() if size.family == family.name]
+def configs_of(family: Family, sizes: Iterable[Size]) -> list[Any]:
+    return [build_config(size.name) for size in sizes if size.family == family.name]
+
+
+def decoder_row(family: Family) -> list[str]:
+    configs = configs_of(family, TABLES["decoders"])
     pairs = [(config, layer) for config in configs for layer in config.stack.layers]
 
     def all_of(describe: Callable[[DecoderOnly.Config, Layer.Config], str]) -> str:
         return distinct(describe(config, layer) for config, layer in pairs)
 
-    cells = [
+    return [
         f"`{family.name}`",
         f"`{family.architectures[0]}`",
         all_of(positions),
@@ -106,49 +115,102 @@ def family_row(family: Family) -> str:
         all_of(lambda _, layer: feedforward(layer)),
         f"`{family.gguf.architecture}`" if family.gguf is not None else "no",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
-def families_table() -> str:
-    head = ["family", "class", "positions", "attention", "heads", "also", "norm", "feed-forward", "GGUF"]
-    listed = {size.family for size in SIZES.values()}
-    rows = [family_row(family) for family in all_families() if family.name in listed]
-    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
+def reader_row(family: Family, sizes: tuple[Size, ...]) -> list[str]:
+    """Of a family with an encoder."""
+    own = [size for size in sizes if size.family == family.name]
+    configs = configs_of(family, own)
+    layers = [layer for config in configs for stack in stacks(config) for layer in stack.layers]
+    return [
+        f"`{family.name}`",
+        distinct(f"`{name}`" for size in own for name in size.values["architectures"]),
+        distinct(reader_positions(config) for config in configs),
+        distinct(extra for config in configs for extra in reader_extras(config)),
+        distinct(norm(layer) for layer in layers),
+        distinct(feedforward(layer) for layer in layers),
+    ]
 
 
-def size_row(size: Size) -> str:
+def reader_positions(config: Any) -> str:
+    if isinstance(config.encoder.stack.bias, RelativeBias.Config):
+        return "relative"
+    return type(config.encoder.embedding.positions).__qualname__.split(".")[0].lower()
+
+
+def reader_extras(config: Any) -> Iterable[str]:
+    embedding = config.encoder.embedding
+    if not isinstance(embedding, TokenEmbedding.Config):
+        yield "frames of sound"
+        return
+    if embedding.projection is not None:
+        yield "narrower embedding"
+    if embedding.token_types > 1:
+        yield "types of tokens"
+    if embedding.norm is not None:
+        yield "norm of the embedding"
+    if embedding.scale is not None:
+        yield "scaled embedding"
+    if isinstance(config, EncoderDecoder.Config) and not config.head.tied:
+        yield "untied head"
+
+
+def families_table(kind: str) -> str:
+    sizes = TABLES[kind]
+    listed = {size.family for size in sizes}
+    families = [family for family in all_families() if family.name in listed]
+    if kind == "decoders":
+        head = ["family", "class", "positions", "attention", "heads", "also", "norm", "feed-forward", "GGUF"]
+        return table(head, map(decoder_row, families))
+    head = ["family", "class", "positions", "also", "norm", "feed-forward"]
+    return table(head, (reader_row(family, sizes) for family in families))
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def stacks(config: Any) -> list[Stack.Config]:
+    """The encoder's and the decoder's, as far as the network has them."""
+    if isinstance(config, EncoderDecoder.Config):
+        return [config.encoder.stack, config.decoder.stack]
+    return [config.stack if isinstance(config, DecoderOnly.Config) else config.encoder.stack]
+
+
+def size_row(size: Size) -> list[str]:
     with torch.device("meta"):
         network = build_config(size.name).build()
     config = network.config
     count = sum(parameter.numel() for parameter in network.parameters())
     assert size.agrees(count), size
-    attention = config.stack.layers[0].attention
-    cells = [
+    attentions = [stack.layers[0].attention for stack in stacks(config)]
+    return [
         f"`{size.name}`",
         f"`{size.family}`",
         size.published,
         f"{count:,}",
-        f"{config.num_layers}",
-        f"{config.hidden_size:,}",
-        f"{attention.num_heads} / {attention.num_key_value_heads}",
+        " + ".join(f"{len(stack.layers)}" for stack in stacks(config)),
+        distinct(f"{attention.hidden_size:,}" for attention in attentions),
+        distinct(f"{attention.num_heads} / {attention.num_key_value_heads}" for attention in attentions),
         f"{config.vocab_size:,}",
-        f"{config.max_positions:,}",
+        "any" if config.max_positions is None else f"{config.max_positions:,}",
         size.source,
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
-def sizes_table() -> str:
+def sizes_table(kind: str) -> str:
     head = "name, family, published, counted, layers, width, heads / shared, vocabulary, context, who published it"
-    rows = [size_row(size) for size in SIZES.values()]
-    return "\n".join(["| " + head.replace(", ", " | ") + " |", "|---" * (head.count(",") + 1) + "|", *rows])
+    return table(head.split(", "), map(size_row, TABLES[kind]))
 
 
 def written(page: str) -> str:
     """The page with its tables made anew, between their ``<!-- table: name -->`` marks."""
-    for name, table in (("families", families_table()), ("sizes", sizes_table())):
+    made = {f"families: {kind}": families_table(kind) for kind in TABLES}
+    made |= {f"sizes: {kind}": sizes_table(kind) for kind in TABLES}
+    for name, text in made.items():
         pattern = rf"(<!-- table: {name} -->\n\n).*?(\n\n<!-- end of table -->)"
-        page, count = re.subn(pattern, lambda m, table=table: m[1] + table + m[2], page, flags=re.DOTALL)
+        page, count = re.subn(pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL)
         assert count == 1, name
     return page
 
