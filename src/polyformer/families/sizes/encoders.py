@@ -98,7 +98,7 @@ SIZES = (
         2,
         _roberta(250002, name="XLMRoberta"),
     ),
-    # The paper's 550M has no such network: neither with nor without the head.
+    # Without the head it has 558.8 million, which the paper gives as 550M.
     Size(
         "xlm-roberta-large",
         "xlm-roberta",
