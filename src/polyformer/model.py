@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from polyformer.checkpoints.sentence_transformers import EmbeddingSettings
     from polyformer.families.base import Family
     from polyformer.tokenizers.audio import AudioProcessor
+    from polyformer.tokenizers.images import ImageProcessor
     from polyformer.tokenizers.text import TextTokenizer
 
 Ids: TypeAlias = "Sequence[int] | Tensor"
@@ -100,7 +101,8 @@ def load(
         defaults = GenerationDefaults()
         if not checkpoint.is_gguf:
             folder = path if path.is_dir() else path.parent
-            defaults = GenerationDefaults.read(folder / GENERATION_CONFIG, fallback=checkpoint.values)
+            fallback = _with_decoder(checkpoint.values)
+            defaults = GenerationDefaults.read(folder / GENERATION_CONFIG, fallback=fallback)
         if asked is None and checkpoint.is_quantized:
             asked = torch.bfloat16 if has_bfloat16(place) else torch.float32
         network: Any = checkpoint.load(dtype=asked, device=place)
@@ -109,6 +111,7 @@ def load(
             network,
             checkpoint.family,
             tokenizer=tokenizer,
+            image_processor=_image_processor_of(checkpoint) if "pixel_values" in reads else None,
             audio_processor=_audio_processor_of(checkpoint, network.config) if "input_features" in reads else None,
             labels=None if checkpoint.is_gguf else _labels_of(checkpoint.values, network.config),
             task_settings=None if checkpoint.is_gguf else checkpoint.values.get("task_specific_params"),
@@ -177,6 +180,20 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
 
 
+def _with_decoder(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A ``config.json`` in which a pair's own settings hide those of its decoder."""
+    decoder = values.get("decoder")
+    if not isinstance(decoder, dict):
+        return values
+    return {**decoder, **{name: value for name, value in values.items() if value is not None}}
+
+
+def _image_processor_of(checkpoint: Checkpoint) -> ImageProcessor | None:
+    from polyformer.tokenizers.images import load_image_processor
+
+    return load_image_processor(_folder_of(checkpoint))
+
+
 def _audio_processor_of(checkpoint: Checkpoint, config: Any) -> AudioProcessor:
     """What the folder says, or the front end of Whisper's paper: files of CTranslate2 say nothing about it."""
     from polyformer.tokenizers.audio import AudioProcessor, load_audio_processor
@@ -228,7 +245,8 @@ class Model:
             parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or
             a move bring them back.
         tokenizer: text to ids and back; None for a model that takes and gives ids.
-        audio_processor: sound to what the network reads; None where it reads none.
+        image_processor, audio_processor: pictures and sound to what the network reads; None where it reads neither, or
+            the files do not say.
         labels: the names of what the network's head tells apart; None without such a head.
         task_settings: what ``config.json`` says about single tasks (``task_specific_params``): a prefix, say.
         problem_type: what the scores of labels are, as ``config.json`` says it: "single_label_classification",
@@ -245,6 +263,7 @@ class Model:
         family: Family,
         *,
         tokenizer: TextTokenizer | None = None,
+        image_processor: ImageProcessor | None = None,
         audio_processor: AudioProcessor | None = None,
         labels: Sequence[str] | None = None,
         problem_type: str | None = None,
@@ -255,6 +274,7 @@ class Model:
         self.network: Any = network.eval()
         self.family = family
         self.tokenizer = tokenizer
+        self.image_processor = image_processor
         self.audio_processor = audio_processor
         count = getattr(network.config, "num_labels", None)
         if labels is not None and len(labels) != count:
@@ -313,18 +333,21 @@ class Model:
             extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if has_text else ()))
             return ("generate", "stream", "score", *extra)
         if isinstance(network, DualEncoder):
-            return ("embed",) if "input_ids" in reads and has_text else ()
+            texts = ("embed",) if "input_ids" in reads and has_text else ()
+            pictures = ("embed_images",) if "pixel_values" in reads else ()
+            return (*texts, *pictures, *(("classify",) if texts and pictures else ()))
         task = self.config.task
         if isinstance(network, EncoderOnly):
             if reads == ("input_ids",):
                 return (*_ENCODER_METHODS.get(task, ()), *(("embed",) if has_text else ()))
-            return ()  # pictures and sound go through the network itself
+            pictures = ("embed_images",) if reads == ("pixel_values",) else ()
+            return (*(_ENCODER_METHODS.get(task, ())), *pictures)
         if task != "generation":
             return _ENCODER_METHODS.get(task, ())
         if reads == ("input_features",):
             return ("transcribe",)
-        if reads != ("input_ids",):
-            return ()
+        if reads == ("pixel_values",):
+            return ("caption",)
         return ("generate", "stream", *(("translate", "summarize") if has_text else ()))
 
     # --- continuing a text ------------------------------------------------------------------------------------------
@@ -505,7 +528,7 @@ class Model:
 
         defaults = replace(self.generation_defaults, eos_token_ids=self.eos_token_ids)
         writes = not isinstance(self.network, (EncoderOnly, DualEncoder))
-        parts = (self.tokenizer, self.audio_processor)
+        parts = (self.tokenizer, self.image_processor, self.audio_processor)
         writers: list[Any] = [part.save for part in parts if part is not None]
         if self.embedding_settings is not None:
             writers.append(partial(self.embedding_settings.save, size=self.config.hidden_size))
@@ -545,6 +568,13 @@ class Model:
 
         return embed(self, texts, **options)
 
+    def embed_images(self, images: Any, **options: Any) -> Any:
+        """One vector for each picture; see `polyformer.tasks.embedding_pictures.embed_images`."""
+        self._require("embed_images")
+        from polyformer.tasks.embedding_pictures import embed_images
+
+        return embed_images(self, images, **options)
+
     # --- what encoders were trained for -----------------------------------------------------------------------------
 
     def fill_mask(self, texts: str | Sequence[str], **options: Any) -> Any:
@@ -555,11 +585,21 @@ class Model:
         return fill_mask(self, texts, **options)
 
     def classify(self, inputs: Any, **options: Any) -> Any:
-        """Labels with their scores; with ``labels`` of one's own, a model that tells entailment chooses among those.
+        """Labels with their scores, for texts or for pictures, as the network reads them.
 
-        See `polyformer.tasks.classification.classify`.
+        With ``labels`` of one's own, a model that tells entailment from contradiction (see `tasks.classification`), or
+        one that compares pictures with texts (`tasks.zero_shot_images`), chooses among those. Labels that a model of
+        pictures was trained on: `tasks.image_classification`.
         """
         self._require("classify")
+        if isinstance(self.network, DualEncoder):
+            from polyformer.tasks.zero_shot_images import classify_images_zero_shot
+
+            return classify_images_zero_shot(self, inputs, **options)
+        if inputs_of(self.config) == ("pixel_values",):
+            from polyformer.tasks.image_classification import classify_images
+
+            return classify_images(self, inputs, **options)
         from polyformer.tasks.classification import classify
 
         return classify(self, inputs, **options)
@@ -607,6 +647,13 @@ class Model:
         from polyformer.tasks.summarization import summarize
 
         return summarize(self, texts, **options)
+
+    def caption(self, images: Any, **options: Any) -> Any:
+        """What a picture shows, or what is written on it; see `polyformer.tasks.captioning.caption`."""
+        self._require("caption")
+        from polyformer.tasks.captioning import caption
+
+        return caption(self, images, **options)
 
     def transcribe(self, sound: Any, **options: Any) -> Any:
         """What is said in a recording; see `polyformer.tasks.transcription.transcribe`."""

@@ -1,11 +1,11 @@
-"""`polyformer embed`: one vector for each text."""
+"""`polyformer embed`: one vector for each text or picture."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +15,16 @@ from polyformer.cli.loading import load
 from polyformer.cli.progress import work_bar
 from polyformer.cli.reading import InputError
 
-HELP = """Turn texts into vectors: texts of like meaning lie close together.
+HELP = """Turn texts or pictures into vectors: those of like meaning lie close together.
+
+CLIP and SigLIP put both into one space: their inputs are texts, or with --images files and folders of pictures.
 
 \b
 [bold]Examples[/bold]
 polyformer embed all-minilm-l6-v2 "a cat" "a dog"
 polyformer embed all-minilm-l6-v2 --input-file sentences.txt --output vectors.npy
 polyformer embed all-minilm-l6-v2 --input-file texts.jsonl --output vectors.jsonl --truncate
+polyformer embed ./clip --images photos/ --output photos.npy
 """
 
 
@@ -31,14 +34,19 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     model: opt.ModelName,
-    texts: inputs.Texts = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT", help="Texts (- is standard input), or files of pictures.")
+    ] = None,
     input_file: inputs.InputFile = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A .npy file of all vectors, or a .jsonl file. Default: JSON lines here."),
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option("--pooling", help="mean, class or last. Default: what the model was made for.")
+        str | None,
+        typer.Option(
+            "--pooling", help="mean, class or last; of pictures mean or class. Default: what the model was made for."
+        ),
     ] = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Vectors of length 1. Default: the model's.")
@@ -47,6 +55,9 @@ def embed(
         str | None, typer.Option("--prompt", help="A prompt of the model, or words, to stand before each text.")
     ] = None,
     truncate: inputs.Truncate = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="The inputs are pictures. A model that reads nothing else needs no word.")
+    ] = False,
     dtype: opt.DataType = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
@@ -55,15 +66,22 @@ def embed(
         raise InputError(f"{output}: name a file that ends in .npy or .jsonl")
     if output is not None and not output.parent.is_dir():
         raise InputError(f"{output.parent} is no folder: make it first")
-    given = inputs.gather_texts(texts, input_file)
     loaded = load(model, dtype=dtype, device=device, revision=revision)
+    can_pictures = "embed_images" in loaded.capabilities
+    pictures = images or (can_pictures and "embed" not in loaded.capabilities)
+    given = inputs.gather_pictures(texts, input_file) if pictures else inputs.gather_texts(texts, input_file)
+    if pictures and (truncate or prompt is not None):
+        raise InputError("--truncate and --prompt are for texts, but these are pictures: leave them out")
+    options: dict[str, Any] = {"pooling": pooling, "normalize": normalize}
     with work_bar("embedding") as progress:
-        vectors = loaded.embed(
-            given, pooling=pooling, normalize=normalize, prompt=prompt, truncate=truncate, progress=progress
-        )
+        if pictures:
+            vectors = loaded.embed_images(given, **options, progress=progress)
+        else:
+            vectors = loaded.embed(given, **options, prompt=prompt, truncate=truncate, progress=progress)
+    key = "image" if pictures else "text"
     if output is None:
         for text, vector in zip(given, vectors, strict=True):
-            inputs.print_json(text=text, embedding=vector.tolist())
+            inputs.print_json(**{key: text}, embedding=vector.tolist())
         return
     import numpy as np
 
@@ -74,7 +92,7 @@ def embed(
                 np.save(file, vectors)
             else:
                 for text, vector in zip(given, vectors, strict=True):
-                    line = json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False)
+                    line = json.dumps({key: text, "embedding": vector.tolist()}, ensure_ascii=False)
                     file.write(line.encode() + b"\n")
         os.replace(temporary, output)
     finally:

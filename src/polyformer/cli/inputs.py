@@ -11,6 +11,8 @@ import typer
 
 from polyformer.cli.reading import InputError, read_prompts, read_text
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - is standard input.")]
 InputFile = Annotated[
     Path | None,
@@ -41,6 +43,29 @@ def gather_texts(texts: list[str] | None, input_file: Path | None, what: str = "
     if texts.count("-") > 1:
         raise InputError("standard input (-) can be one text only")
     return [read_text(Path("-")) if text == "-" else text for text in texts]
+
+
+def gather_pictures(names: list[str] | None, input_file: Path | None) -> list[str]:
+    """Files of pictures, from the one place that a person named; a folder stands for the pictures in it.
+
+    Raises:
+        InputError: both places or none, or a folder without a picture.
+    """
+    if bool(names) == (input_file is not None):
+        raise InputError("name pictures, or a file that lists them with --input-file, and not both")
+    if input_file is not None:
+        return read_prompts(input_file, key="image")
+    found = []
+    for name in names or ():
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+            if not inside:
+                raise InputError(f"{name} holds no picture; known: {' '.join(PICTURE_SUFFIXES)}")
+            found += [str(file) for file in inside]
+        else:
+            found.append(name)
+    return found
 
 
 def print_json(**values: Any) -> None:

@@ -16,6 +16,7 @@ import typer
 import polyformer
 from polyformer.cli import (
     answer,
+    caption,
     chat,
     classify,
     convert,
@@ -55,6 +56,7 @@ for command in (
     translate,
     summarize,
     transcribe,
+    caption,
     models,
     pull,
     validate,

@@ -76,7 +76,7 @@ def classify(
         if seconds is not None and len(seconds) != len(given):
             raise GenerationError(f"there are {len(given)} texts, but {len(seconds)} second texts: give one for each")
         logits = _logits(model, given, seconds, truncate, progress)
-        scores, names = _probabilities(model, logits, multi_label), list(model.labels or ())
+        scores, names = probabilities(model, logits, multi_label), list(model.labels or ())
     results = [ranked(names, row, top_k) for row in scores]
     return results[0] if alone else results
 
@@ -96,7 +96,8 @@ def _logits(model: TaskModel, texts: list[str], pairs: list[str] | None, truncat
     return logits
 
 
-def _probabilities(model: TaskModel, logits: Tensor, multi_label: bool | None) -> Tensor:
+def probabilities(model: TaskModel, logits: Tensor, multi_label: bool | None) -> Tensor:
+    """Scores [inputs, labels] as probabilities, as the model was trained for unless ``multi_label`` says otherwise."""
     kind = getattr(model, "problem_type", None)
     if kind == "regression" and multi_label is None:
         return logits

@@ -59,10 +59,12 @@ def embed(
     encodings = _read(model, given, prompt, settings, truncate)
     network = model.network.pack()
     pad = (model.tokenizer.pad_token_id if model.tokenizer else None) or 0
+    # SigLIP looks at the last place of the full length, where padding stands as it did in training.
+    full = model.context_length if _own_pooling(network) == "last" else None
     vectors: np.ndarray[Any, Any] | None = None
     done = 0
     for numbers in length_batches([len(encoding.ids) for encoding in encodings], batch_tokens):
-        inputs = {name: part.to(model.device) for name, part in _inputs(encodings, numbers, pad).items()}
+        inputs = {name: part.to(model.device) for name, part in _inputs(encodings, numbers, pad, full).items()}
         pooled = _vectors(network, inputs, method)
         if length_one:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
@@ -78,13 +80,23 @@ def embed(
 
 
 def _size(model: TaskModel) -> int:
-    size: int = model.network.config.hidden_size
+    config = model.network.config
+    tower = config.text if isinstance(model.network, DualEncoder) else None
+    size: int = config.hidden_size if tower is None else (tower.projection or tower.pooling.transform).out_features
     return size
+
+
+def _own_pooling(network: Any) -> str | None:
+    """The method of a network that pools by itself, alone or beside pictures (CLIP, SigLIP); None of another."""
+    dual = isinstance(network, DualEncoder)
+    part: Any = network.config.text if dual else network.config
+    method: str | None = getattr(getattr(part, "pooling", None), "method", None)
+    return method if dual or method in ("end", "largest_id", "last") else None
 
 
 def _method(model: TaskModel, pooling: str | None, settings: Any) -> str | None:
     """The core's pooling method; None for a network that pools by itself."""
-    if isinstance(model.network, DualEncoder):
+    if _own_pooling(model.network) is not None:
         if pooling is not None:
             raise GenerationError("this model makes its vectors in its own way: leave pooling out")
         return None
@@ -108,7 +120,10 @@ def _read(model: TaskModel, texts: list[str], prompt: str | None, settings: Any,
     return read_texts(model, texts, truncate=truncate, limit=limit, what="embed texts")
 
 
-def _inputs(encodings: Sequence[Encoding], numbers: list[int], pad: int) -> dict[str, Tensor]:
+def _inputs(encodings: Sequence[Encoding], numbers: list[int], pad: int, full: int | None) -> dict[str, Tensor]:
+    if full is not None:
+        rows = [encodings[number].ids for number in numbers]
+        return {"input_ids": torch.tensor([[*ids, *[pad] * (full - len(ids))] for ids in rows])}
     inputs = pad_together([encodings[number] for number in numbers], pad)
     del inputs["token_type_ids"]
     if inputs["attention_mask"].all():
@@ -118,8 +133,9 @@ def _inputs(encodings: Sequence[Encoding], numbers: list[int], pad: int) -> dict
 
 def _vectors(network: Any, inputs: dict[str, Tensor], method: str | None) -> Tensor:
     if method is None:
-        embeds: Tensor = network(**inputs).text_embeds
-        return embeds
+        output = network(**inputs)
+        own: Tensor = output.text_embeds if isinstance(network, DualEncoder) else output.pooler_output
+        return own
     if isinstance(network, DecoderOnly):
         mask = inputs.get("attention_mask")
         output = read_tokens(network.embedding, network.stack, inputs["input_ids"], attention_mask=mask)

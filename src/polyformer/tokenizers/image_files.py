@@ -113,7 +113,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 def _too_large(name: str, size: str = "more pixels than any camera takes") -> TokenizerError:
     return TokenizerError(
-        f"{name} claims {size}, and more than {MOST_PIXELS:,} are not read, for that can fill the memory: make it smaller"
+        f"{name} claims {size}, and more than {MOST_PIXELS:,} are not read, for they fill the memory: make it smaller"
     )
 
 

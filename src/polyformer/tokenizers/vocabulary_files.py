@@ -136,6 +136,30 @@ def _whisper_processor(backend: Tokenizer, config: Config) -> processors.Templat
     return around_processor(backend, before, [end])
 
 
+CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def _clip(vocabulary: dict[str, int], merges: Merges, config: Config) -> BuiltTokenizer:
+    """Lower case, words with a mark at their end (Radford et al. 2021, section 2.4)."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    unknown = str(_named(config, "unk_token") or end)
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=WORD_END, unk_token=unknown))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Replace(WORD_END, " "), decoders.Strip(" ", 0, 1)]
+    )
+    tokens = {"unk": unknown, "bos": start, "eos": end, "pad": end}
+    first, last = (str(_named(config, f"{role}_token") or tokens[role]) for role in ("bos", "eos"))
+    backend.post_processor = bos_eos_processor(
+        (first, _required(vocabulary, first)), (last, _required(vocabulary, last))
+    )
+    return BuiltTokenizer(backend, tokens, has_template=True)
+
+
 BPE_CLASSES: dict[str, Callable[[dict[str, int], Merges, Config], BuiltTokenizer]] = {
     "GPT2Tokenizer": _gpt2,
     "Qwen2Tokenizer": _qwen2,
@@ -143,6 +167,7 @@ BPE_CLASSES: dict[str, Callable[[dict[str, int], Merges, Config], BuiltTokenizer
     "BartTokenizer": _roberta,
     "OpenAIGPTTokenizer": _openai_gpt,
     "WhisperTokenizer": _whisper,
+    "CLIPTokenizer": _clip,
 }
 
 
@@ -367,6 +392,18 @@ def _pegasus(model: SentencePieceModel, config: Config, where: str) -> BuiltToke
     return BuiltTokenizer(backend, tokens, ("<mask_1>", *unused), has_template=True)
 
 
+def _siglip(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
+    """Lower case and no punctuation (the "canonicalize" of Big Vision), then T5's way."""
+    backend = _by_words(model, where)
+    steps: list[Any] = [normalizers.Lowercase()] if config.get("do_lower_case", True) else []
+    steps.append(normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""))
+    if model.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(model.precompiled_charsmap))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.post_processor = around_processor(backend, [], ["</s>"])
+    return BuiltTokenizer(backend, {"eos": "</s>", "unk": "<unk>", "pad": "</s>"}, has_template=True)
+
+
 def _plain_sentencepiece(model: SentencePieceModel, config: Config, where: str) -> BuiltTokenizer:
     return BuiltTokenizer(build_sentencepiece(model, where), model.special_tokens())
 
@@ -382,6 +419,7 @@ SENTENCEPIECE_CLASSES: dict[str, Callable[[SentencePieceModel, Config, str], Bui
     "MBartTokenizer": _mbart,
     "MBart50Tokenizer": _mbart50,
     "PegasusTokenizer": _pegasus,
+    "SiglipTokenizer": _siglip,
     "PreTrainedTokenizer": _plain_sentencepiece,
 }
 
@@ -435,6 +473,10 @@ CLASS_OF_MODEL_TYPE = {
     "pegasus": "PegasusTokenizer",
     "whisper": "WhisperTokenizer",
     "marian": "MarianTokenizer",
+    "clip": "CLIPTokenizer",
+    "clip_text_model": "CLIPTokenizer",
+    "siglip": "SiglipTokenizer",
+    "siglip_text_model": "SiglipTokenizer",
 }
 
 
