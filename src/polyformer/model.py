@@ -75,8 +75,8 @@ def load(
             Hugging Face layout, a ``.gguf`` file, or a hub id (``owner/name``). A folder without a tokenizer
             gives a model that takes and gives token ids.
         dtype: of the weights and the computation: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or the
-            torch dtype. None keeps the file's own; a file with quantized weights is computed in bfloat16 where the
-            device has instructions for it, else in float32.
+            torch dtype. None keeps the file's own; a file with quantized weights, or one of CTranslate2, is
+            computed in bfloat16 where the device has instructions for it, else in float32.
         device: where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` … None takes a GPU if there is one.
         quantize: not offered yet: anything but None is refused.
         revision: branch, tag or commit of a hub id; refused for other sources.
@@ -103,7 +103,7 @@ def load(
             folder = path if path.is_dir() else path.parent
             fallback = _with_decoder(checkpoint.values)
             defaults = GenerationDefaults.read(folder / GENERATION_CONFIG, fallback=fallback)
-        if asked is None and checkpoint.is_quantized:
+        if asked is None and checkpoint.is_compact:
             asked = torch.bfloat16 if has_bfloat16(place) else torch.float32
         network: Any = checkpoint.load(dtype=asked, device=place)
         reads = inputs_of(network.config)

@@ -113,9 +113,10 @@ def by_hand(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sco
     return result, weights
 
 
-def can(backend: str, scoring: Scoring) -> bool:
+def can(backend: str, scoring: Scoring, shared: int = HEADS) -> bool:
     fused = scoring.soft_cap is None and scoring.sinks is None
-    return {"fused": fused, "flex": scoring.sinks is None, "reference": True}[backend]
+    short = fused and scoring.bias is None and not scoring.causal and shared == HEADS
+    return {"fused": fused, "short": short, "flex": scoring.sinks is None, "reference": True}[backend]
 
 
 def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
@@ -132,7 +133,7 @@ def moved(scoring: Scoring, device: str) -> Scoring:
 @torch.no_grad()
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", ["fused", "reference", "flex", None])
+@pytest.mark.parametrize("backend", ["fused", "short", "reference", "flex", None])
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_every_backend_is_exact(backend: str | None, name: str, shared: int, device: str) -> None:
     if backend == "flex" and device == "cuda":
@@ -143,10 +144,10 @@ def test_every_backend_is_exact(backend: str | None, name: str, shared: int, dev
             continue
         given = tensors(new, columns, shared)
         on_device = [tensor.to(device) for tensor in given]
-        if backend is not None and not can(backend, scoring):
+        if backend is not None and not can(backend, scoring, shared):
             with (
                 attention_backend(backend),
-                pytest.raises(ConfigError, match=f"the {backend} attention backend cannot"),
+                pytest.raises(ConfigError, match=f"the {backend} attention backend (cannot|knows neither)"),
             ):
                 attend(*on_device, moved(scoring, device))
             continue
@@ -232,8 +233,12 @@ def test_dropout() -> None:
 def test_the_choice() -> None:
     queries = tensors(3, 3)[0]
     wide = torch.zeros(1, 1, 2, 16)
-    cuda = mock.Mock(is_cuda=True, dtype=torch.bfloat16, shape=wide.shape)
-    choose = backends._choose
+    cuda = mock.Mock(is_cuda=True, device=torch.device("cuda"), dtype=torch.bfloat16, shape=wide.shape)
+    keys = tensors(3, 3)[1]
+
+    def choose(queries: Any, scoring: Scoring, need_weights: bool) -> str:
+        return backends._choose(queries, keys, scoring, need_weights)
+
     assert choose(queries, Scoring(1.0), False) == "fused"
     assert choose(queries, Scoring(1.0, dropout=0.1, bias=queries), False) == "fused"
     assert choose(queries, Scoring(1.0), True) == "reference"
@@ -250,9 +255,33 @@ def test_the_choice() -> None:
         assert choose(other, Scoring(1.0, soft_cap=1.0), False) == "reference"
 
 
+@pytest.mark.parametrize(("mask", "tolerance"), [(False, 0.02), (True, 0.02)])
+def test_short_sequences_in_sixteen_bits(mask: bool, tolerance: float) -> None:
+    """On a CPU, both ways, without gradients: two products, as exact as bfloat16 is."""
+    queries, keys, values = (tensor.bfloat16() for tensor in tensors(5, 7, HEADS))
+    scoring = Scoring(0.4, mask_of(5, 7, BATCH) if mask else None)
+    assert backends._choose(queries, keys, scoring, False) == "short"
+    exact, _ = by_hand(*(tensor.double() for tensor in (queries, keys, values)), scoring)
+    result, _ = attend(queries, keys, values, scoring)
+    assert result.dtype == torch.bfloat16
+    assert (result.double() - exact).abs().max() <= tolerance * exact.abs().max()
+    for others in (
+        (queries.float(), keys.float(), scoring),
+        (queries.clone().requires_grad_(), keys, scoring),
+        (queries[:, :, :1], keys, scoring),
+        (queries, torch.zeros(BATCH, HEADS, 257, SIZE).bfloat16(), scoring),
+        (queries, keys[:, :2], scoring),
+        (queries, keys, Scoring(0.4, causal=True)),
+        (queries, keys, Scoring(0.4, dropout=0.1)),
+        (queries, keys, Scoring(0.4, bias=torch.zeros(1, 1, 5, 7))),
+    ):
+        assert backends._choose(*others, False) == "fused"
+
+
 @pytest.mark.parametrize(
     ("backend", "scoring", "need_weights", "message"),
     [
+        ("short", Scoring(1.0, causal=True), False, "the short attention backend knows neither causal masks"),
         ("fused", Scoring(1.0), True, "the fused attention backend cannot return weights"),
         ("flex", Scoring(1.0), True, "the flex attention backend cannot return weights"),
         ("flex", Scoring(1.0, dropout=0.1), False, "the flex attention backend cannot return weights, drop out"),

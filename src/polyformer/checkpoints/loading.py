@@ -57,6 +57,12 @@ class Checkpoint:
         )
 
     @property
+    def is_compact(self) -> bool:
+        """Whether the file's numbers are those of storage, and not those that the model is computed with: quantized
+        weights, and CTranslate2's, which are converted when they are opened there too."""
+        return self.is_quantized or isinstance(self.source, CTranslate2File)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that the file asks for: that of its config, else that of most of its weights."""
         stated = self.values.get("dtype") or self.values.get("torch_dtype")

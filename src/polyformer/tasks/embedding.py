@@ -12,8 +12,11 @@ from torch import Tensor
 from polyformer.core import DecoderOnly, DualEncoder, Pooling, Span
 from polyformer.core.transformer import read_tokens
 from polyformer.errors import GenerationError
-from polyformer.tasks.base import BATCH_TOKENS, Progress, TaskModel, as_list, length_batches, read_texts
+from polyformer.tasks.base import Progress, TaskModel, as_list, length_batches, read_texts
 from polyformer.tokenizers.encodings import Encoding, pad_together
+
+BATCH = 2048
+"""Tokens that go through the network together unless said otherwise: what they become still fits into the caches."""
 
 POOLINGS = {"mean": "mean", "class": "first", "last": "last"}
 """Name -> the core's method. "mean" of all tokens, "class": the first token's vector, "last": the last token's."""
@@ -28,7 +31,7 @@ def embed(
     normalize: bool | None = None,
     prompt: str | None = None,
     truncate: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int = BATCH,
     progress: Progress = None,
 ) -> Any:
     """One vector for each text.
