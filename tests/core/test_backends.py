@@ -115,8 +115,8 @@ def by_hand(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sco
 
 def can(backend: str, scoring: Scoring, shared: int = HEADS) -> bool:
     fused = scoring.soft_cap is None and scoring.sinks is None
-    short = fused and scoring.bias is None and not scoring.causal and shared == HEADS
-    return {"fused": fused, "short": short, "flex": scoring.sinks is None, "reference": True}[backend]
+    products = fused and scoring.bias is None and not scoring.causal and shared == HEADS
+    return {"fused": fused, "products": products, "flex": scoring.sinks is None, "reference": True}[backend]
 
 
 def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
@@ -133,7 +133,7 @@ def moved(scoring: Scoring, device: str) -> Scoring:
 @torch.no_grad()
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", ["fused", "short", "reference", "flex", None])
+@pytest.mark.parametrize("backend", ["fused", "products", "reference", "flex", None])
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_every_backend_is_exact(backend: str | None, name: str, shared: int, device: str) -> None:
     if backend == "flex" and device == "cuda":
@@ -255,25 +255,49 @@ def test_the_choice() -> None:
         assert choose(other, Scoring(1.0, soft_cap=1.0), False) == "reference"
 
 
-@pytest.mark.parametrize(("mask", "tolerance"), [(False, 0.02), (True, 0.02)])
-def test_short_sequences_in_sixteen_bits(mask: bool, tolerance: float) -> None:
-    """On a CPU, both ways, without gradients: two products, as exact as bfloat16 is."""
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 9, 40, 80, 4_000_000])
+@pytest.mark.parametrize("mask_rows", [0, 1, BATCH])
+def test_products_in_pieces(at_once: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few scores may lie in memory at once: heads, rows and queries one after the other."""
+    monkeypatch.setattr(backends, "_SCORES_AT_ONCE", at_once)
+    given = tensors(5, 7, HEADS)
+    scoring = Scoring(0.4, mask_of(5, 7, mask_rows) if mask_rows else None)
+    with attention_backend("products"):
+        result, _ = attend(*given, scoring)
+    assert_same(result, by_hand(*given, scoring)[0])
+    for_all = Scoring(0.4, mask_of(1, 7, BATCH))
+    with attention_backend("products"):
+        result, _ = attend(*given, for_all)
+    assert_same(result, by_hand(*given, Scoring(0.4, for_all.mask.expand(BATCH, 1, 5, 7)))[0])
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_when_products_are_chosen(mask: bool) -> None:
+    """On a CPU, both ways, without gradients: as exact as bfloat16 is."""
     queries, keys, values = (tensor.bfloat16() for tensor in tensors(5, 7, HEADS))
-    scoring = Scoring(0.4, mask_of(5, 7, BATCH) if mask else None)
-    assert backends._choose(queries, keys, scoring, False) == "short"
+    scoring = Scoring(0.4, mask_of(5, 7, BATCH) if mask else None, both_ways=True)
+    long = torch.zeros(BATCH, HEADS, 129, SIZE)
+    for chosen in (
+        (queries, keys),
+        (queries[:, :, :1], keys),
+        (queries, long.bfloat16()),
+        (queries.float(), keys.float()),
+    ):
+        assert backends._choose(*chosen, scoring, False) == "products"
     exact, _ = by_hand(*(tensor.double() for tensor in (queries, keys, values)), scoring)
     result, _ = attend(queries, keys, values, scoring)
     assert result.dtype == torch.bfloat16
-    assert (result.double() - exact).abs().max() <= tolerance * exact.abs().max()
+    assert (result.double() - exact).abs().max() <= 0.02 * exact.abs().max()
     for others in (
-        (queries.float(), keys.float(), scoring),
+        (queries.double(), keys.double(), scoring),
+        (queries.float(), long, scoring),
         (queries.clone().requires_grad_(), keys, scoring),
-        (queries[:, :, :1], keys, scoring),
-        (queries, torch.zeros(BATCH, HEADS, 257, SIZE).bfloat16(), scoring),
         (queries, keys[:, :2], scoring),
+        (queries, keys, Scoring(0.4)),
         (queries, keys, Scoring(0.4, causal=True)),
-        (queries, keys, Scoring(0.4, dropout=0.1)),
-        (queries, keys, Scoring(0.4, bias=torch.zeros(1, 1, 5, 7))),
+        (queries, keys, Scoring(0.4, dropout=0.1, both_ways=True)),
+        (queries, keys, Scoring(0.4, bias=torch.zeros(1, 1, 5, 7), both_ways=True)),
     ):
         assert backends._choose(*others, False) == "fused"
 
@@ -281,7 +305,7 @@ def test_short_sequences_in_sixteen_bits(mask: bool, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("backend", "scoring", "need_weights", "message"),
     [
-        ("short", Scoring(1.0, causal=True), False, "the short attention backend knows neither causal masks"),
+        ("products", Scoring(1.0, causal=True), False, "the products attention backend knows neither causal masks"),
         ("fused", Scoring(1.0), True, "the fused attention backend cannot return weights"),
         ("flex", Scoring(1.0), True, "the flex attention backend cannot return weights"),
         ("flex", Scoring(1.0, dropout=0.1), False, "the flex attention backend cannot return weights, drop out"),

@@ -12,7 +12,7 @@ from polyformer.core.backends import Scoring, attend
 from polyformer.core.cache import Store
 from polyformer.core.config import require
 from polyformer.core.linear import Linear, Packable
-from polyformer.core.masks import Bidirectional, Causal, Mask, Span
+from polyformer.core.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.positions import Relative
 from polyformer.core.rotary import Rotary
@@ -216,7 +216,8 @@ class Attention(Packable):
             scores = self.positions.scores(queries, span) * config.scale
             bias = scores if bias is None else bias + scores
         dropout = config.dropout if self.training else 0.0
-        return Scoring(config.scale, mask, causal, bias, config.soft_cap, self.sinks, dropout)
+        both_ways = isinstance(config.mask, (Bidirectional, BidirectionalWindow))
+        return Scoring(config.scale, mask, causal, bias, config.soft_cap, self.sinks, dropout, both_ways)
 
 
 def _by_source(queries: Tensor, together: int) -> Tensor:
