@@ -36,6 +36,7 @@ _MODULES = {
     "camembert": "camembert",
     "distilbert": "distilbert",
     "electra": "electra",
+    "modernbert": "modernbert",
     "marian": "marian",
     "t5": "t5",
     "mt5": "mt5",
