@@ -382,3 +382,29 @@ def test_defaults_are_filled_in() -> None:
 def test_impossible_configs(options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         core.Attention.Config(WIDTH, **options)
+
+
+def test_cross_attention_in_sixteen_bits_keeps_the_source_in_thirty_two(random_module: Any) -> None:
+    """In a cache on a CPU, where it is read at every step; the result is as exact as the inputs are."""
+    config = core.Attention.Config(WIDTH, 2, source_size=WIDTH, mask=core.Bidirectional(), bias=True)
+    exact = random_module(config)
+    rounded = random_module(config).bfloat16()
+    generator = torch.Generator().manual_seed(1)
+    source = torch.randn(2, 9, WIDTH, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(2, 1, WIDTH, generator=generator, dtype=torch.float64)
+    span = Span.over(Span.of(9))
+    layer = core.Layer.Config(
+        core.Attention.Config(WIDTH, 2), core.FeedForward.Config(WIDTH, 8), core.LayerNorm.Config(WIDTH)
+    )
+    stack = core.Stack.Config((replace(layer, cross_attention=config),)).build()
+    expected, _ = exact(inputs, span, source=source)
+    with torch.no_grad():
+        cache = stack.new_cache()
+        cache.set_source(9, torch.device("cpu"))
+        store = cache.cross_stores[0]
+        first, _ = rounded(inputs.bfloat16(), span, source=source.bfloat16(), store=store)
+        again, _ = rounded(inputs.bfloat16(), span, store=store)
+    assert store.read()[0].dtype == torch.float32
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, again)
+    assert (first.double() - expected).abs().max() <= 0.03 * expected.abs().max()

@@ -243,11 +243,35 @@ def test_padding_does_not_change_labels_of_a_sequence(side: str, random_module: 
         assert_same(logits[row], network(ids[row, seen][None]).logits[0])
 
 
-def test_padding_on_the_right_does_not_change_labels_of_tokens(random_module: Any) -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_does_not_change_labels_of_tokens(side: str, random_module: Any) -> None:
     network = random_module(ANSWERS)
-    logits = network(IDS, attention_mask=REAL).logits
-    for row, seen in enumerate(REAL.bool()):
-        assert_same(logits[row, seen], network(IDS[row, seen][None]).logits[0])
+    ids, real = IDS.clone(), REAL.clone()
+    if side == "left":
+        ids[0], real[0] = ids[0].roll(2), real[0].roll(2)
+    logits = network(ids, attention_mask=real).logits
+    for row, seen in enumerate(real.bool()):
+        assert_same(logits[row, seen], network(ids[row, seen][None]).logits[0])
+
+
+def test_a_target_of_another_length_cannot_be_judged(random_module: Any) -> None:
+    network = random_module(CLASSIFIER)
+    with pytest.raises(ConfigError, match=r"as long as input_ids \(5 columns\), but have 4"):
+        network(IDS, decoder_input_ids=TARGET)
+
+
+def test_no_room_for_a_target_leaves_no_source_behind(random_module: Any) -> None:
+    network = random_module(TEXT)
+    cache = network.new_cache(capacity=2)
+    with pytest.raises(ConfigError):
+        network(IDS, decoder_input_ids=TARGET, cache=cache)
+    assert not cache.has_source
+    network(IDS, decoder_input_ids=TARGET[:, :2], cache=cache)
+
+
+def test_attentions_of_a_layer_that_only_the_decoder_has(random_module: Any) -> None:
+    output = random_module(TEXT)(IDS, decoder_input_ids=TARGET, output_attentions=(-3,))
+    assert set(output.attentions) == {0} and not output.encoder.attentions
 
 
 def test_labels_of_tokens(random_module: Any) -> None:

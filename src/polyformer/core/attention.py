@@ -143,7 +143,7 @@ class Attention(Packable):
         else:
             queries = self._heads(self.query(inputs), self.config.num_heads, self.query_norm)
             keys, values = self._source_keys_values(source, store)
-            queries = _by_source(queries, span.rows_per_source)
+            queries = _by_source(queries.to(keys.dtype), span.rows_per_source)
         scoring = self._scoring(queries, span)
         relative = self.positions if isinstance(self.positions, Relative) and self.positions.config.values else None
         result, weights = attend(queries, keys, values, scoring, need_weights=need_weights or relative is not None)
@@ -153,7 +153,7 @@ class Attention(Packable):
             result = _by_row(result, span.rows_per_source)
             weights = None if weights is None else _by_row(weights, span.rows_per_source)
         batch, new = inputs.shape[:2]
-        merged = result.transpose(1, 2).reshape(batch, new, -1)
+        merged = result.transpose(1, 2).reshape(batch, new, -1).to(inputs.dtype)
         return self.output(merged), weights if need_weights else None
 
     def _heads(self, projected: Tensor, count: int, norm: nn.Module | None) -> Tensor:
@@ -201,7 +201,12 @@ class Attention(Packable):
         shared = self.config.num_key_value_heads
         keys = self._heads(self.key(source), shared, self.key_norm)
         values = self._heads(self.value(source), shared, None)
-        return (keys, values) if store is None else store.append(keys, values)
+        if store is None:
+            return keys, values
+        if keys.dtype.itemsize == 2 and keys.device.type == "cpu" and not torch.is_grad_enabled():
+            # They are read at every step, and a CPU reads 32 bits several times as fast as it converts 16.
+            keys, values = keys.float(), values.float()
+        return store.append(keys, values)
 
     def _scoring(self, queries: Tensor, span: Span) -> Scoring:
         config = self.config

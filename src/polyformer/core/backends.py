@@ -155,6 +155,10 @@ def _products_help(queries: Tensor, keys: Tensor) -> bool:
 def _products(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
     batch, heads, new, _ = queries.shape
     columns = keys.shape[2]
+    if keys.dtype.itemsize == 2 and columns > 1:
+        # Scores are rounded to few digits, so they must be small: what all keys have in common adds the same to all
+        # scores of a query, and is left out (Zhang et al., 2024, "SageAttention", section 4.2).
+        keys = keys - keys.mean(2, keepdim=True, dtype=torch.float32).to(keys.dtype)
     queries, keys, values = (queries * scoring.scale).contiguous(), keys.contiguous(), values.contiguous()
 
     def weighted(rows: slice, some: slice, part: slice) -> Tensor:

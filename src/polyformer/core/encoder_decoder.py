@@ -199,7 +199,7 @@ class EncoderDecoder(Network):
                 holds a source already, it is left out.
             attention_mask: [batch, columns] of a source of tokens.
             decoder_input_ids: [batch, new], the target so far. The heads of classification and question answering read
-                the source once more there: None then means the source, moved right by the start token.
+                the source once more there: None then means the source, each row moved right by the start token.
             decoder_attention_mask: [batch, new].
             cache: of the decoder.
             logits_to_keep, output_hidden_states, output_attentions: as in `DecoderOnly.forward`; attentions are those
@@ -246,6 +246,11 @@ class EncoderDecoder(Network):
         output.encoder = encoded
         if self.pooling is not None and input_ids is not None:
             hidden = output.last_hidden_state
+            require(
+                hidden.shape[1] == input_ids.shape[1],
+                f"this network judges a text by what the decoder makes of it, so decoder_input_ids must be as long as "
+                f"input_ids ({input_ids.shape[1]} columns), but have {hidden.shape[1]}: leave them out",
+            )
             span = Span.of(hidden.shape[1], decoder_attention_mask, device=hidden.device)
             # The target is the source moved right: its states stand under the source's tokens.
             output.pooler_output = self.pooling(hidden, span, input_ids)
@@ -272,11 +277,13 @@ class EncoderDecoder(Network):
     def _moved_right(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         start = self.config.decoder_start_token_id
         require(start is not None, "this network has no decoder_start_token_id: give decoder_input_ids")
-        first = torch.full_like(input_ids[:, :1], start)  # type: ignore[arg-type]
-        mask = attention_mask
-        if mask is not None:
-            mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], dim=1)
-        return torch.cat([first, input_ids[:, :-1]], dim=1), mask
+        moved = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
+        if attention_mask is None:
+            first = torch.arange(input_ids.shape[1], device=input_ids.device)[None] == 0
+        else:  # the first token of each row, wherever the padding stands
+            real = attention_mask.bool()
+            first = real & (real.cumsum(1) == 1)
+        return torch.where(first, start, moved), attention_mask  # type: ignore[arg-type]
 
     def _of_encoder(self, wanted: bool | Collection[int]) -> bool | Collection[int]:
         count = self.config.encoder.num_layers

@@ -440,7 +440,12 @@ def read_tokens(
         if source is not None and not cache.has_source:
             cache.set_source(source.states.shape[1], input_ids.device, source.attention_mask)
             started_source = True
-        spans = cache.advance(batch, new, input_ids.device, attention_mask, prefix_lengths)
+        try:
+            spans = cache.advance(batch, new, input_ids.device, attention_mask, prefix_lengths)
+        except BaseException:  # no room: the source is not kept either
+            if started_source:
+                cache.source.clear()
+            raise
     else:
         span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
         spans = [span] * len(stack.layers)
