@@ -14,6 +14,7 @@ import torch
 
 from polyformer.core import (
     ALiBi,
+    BidirectionalWindow,
     Causal,
     DecoderOnly,
     EncoderDecoder,
@@ -135,6 +136,8 @@ def reader_row(family: Family, sizes: tuple[Size, ...]) -> list[str]:
 def reader_positions(config: Any) -> str:
     if isinstance(config.encoder.stack.bias, RelativeBias.Config):
         return "relative"
+    if isinstance(config.encoder.stack.layers[0].attention.positions, Rotary.Config):
+        return "rotary"
     return type(config.encoder.embedding.positions).__qualname__.split(".")[0].lower()
 
 
@@ -147,6 +150,8 @@ def reader_extras(config: Any) -> Iterable[str]:
         yield "narrower embedding"
     if embedding.token_types > 1:
         yield "types of tokens"
+    if any(isinstance(layer.attention.mask, BidirectionalWindow) for layer in config.encoder.stack.layers):
+        yield "windows between full layers"
     if embedding.norm is not None:
         yield "norm of the embedding"
     if embedding.scale is not None:

@@ -10,6 +10,7 @@ _BERT_LIST = "transformers 4.4's list of pretrained models, which corrects the 1
 _LIST = "transformers 4.4's list of pretrained models"
 _CARD = "model card of distilbert-base-multilingual-cased"
 _ROBERTA_NOTE = "README of fairseq's RoBERTa"
+_MODERNBERT = "Warner et al., 2024, section 2.1"
 _ELECTRA_NOTE = "README of the authors' electra repository, the discriminator"
 _ELECTRA_GENERATOR = "KerasHub's presets, rounded; they count a pooler instead of the head"
 
@@ -81,6 +82,25 @@ def _electra(embedding: int, width: int, layers: int, heads: int, head: str = "P
     }
 
 
+def _modernbert(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "architectures": ["ModernBertForMaskedLM"],
+        "vocab_size": 50368,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_activation": "gelu",
+        "max_position_embeddings": 8192,
+        "norm_eps": 1e-5,
+        "local_attention": 128,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "pad_token_id": 50283,
+    }
+
+
 SIZES = (
     Size("bert-base-uncased", "bert", "110M", _BERT_LIST, values=_bert(30522)),
     Size("bert-base-cased", "bert", "109M", _BERT_LIST, values=_bert(28996)),
@@ -144,4 +164,6 @@ SIZES = (
         _ELECTRA_GENERATOR,
         values=_electra(1024, 256, 24, 4, "MaskedLM"),
     ),
+    Size("modernbert-base", "modernbert", "149M", _MODERNBERT, values=_modernbert(768, 1152, 22, 12)),
+    Size("modernbert-large", "modernbert", "395M", _MODERNBERT, values=_modernbert(1024, 2624, 28, 16)),
 )
