@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from sentences import SENTENCES
 
-from polyformer.errors import CheckpointError, GenerationError
+import polyformer
+from polyformer.errors import CheckpointError, GenerationError, TokenizerError
 from polyformer.tasks import search as search_module
 from polyformer.tasks.search import Index, Passage, read_folder, split_sentences
 
@@ -66,7 +68,10 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match=r"d\.txt is not valid UTF-8 .byte 3."):
         read_folder(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GenerationError, match="holds no text"):
+    with pytest.raises(GenerationError, match="is empty"):
+        read_folder(tmp_path / "empty")
+    (tmp_path / "empty" / "blank.txt").write_text(" \n\n")
+    with pytest.raises(GenerationError, match="1 files are blank"):
         read_folder(tmp_path / "empty")
 
 
@@ -79,15 +84,16 @@ def test_the_nearest_are_found(load: Load, tmp_path: Path, exact: bool, monkeypa
     index.save(tmp_path / "index")
     opened = Index.load(tmp_path / "index")
     assert opened.passages == index.passages and opened.model == "tiny"
-    vectors = model.embed(texts, normalize=True, truncate=True)
+    assert index.changes.split > 0  # some are longer than the model's 48 tokens
+    vectors = model.embed([one.text for one in index.passages], normalize=True)
     for question in SENTENCES:
         hits = opened.search(model, question, top_k=3)
         cosines = vectors @ model.embed(question, normalize=True)
         best = np.argsort(-cosines)[:3]
-        assert [hit.line for hit in hits] == best.tolist()
+        assert [hit.text for hit in hits] == [index.passages[number].text for number in best]
         assert [hit.score for hit in hits] == pytest.approx(cosines[best].tolist(), abs=1e-4)
     many = opened.search(model, SENTENCES[:2], top_k=500)
-    assert [len(hits) for hits in many] == [25, 25]
+    assert [len(hits) for hits in many] == [len(index), len(index)]
 
 
 def test_replacing_and_damage(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +134,109 @@ def test_replacing_and_damage(load: Load, tmp_path: Path, monkeypatch: pytest.Mo
         Index.build(model, [])
     with pytest.raises(GenerationError, match="top_k is 0"):
         Index.build(model, SENTENCES).search(model, "x", top_k=0)
+
+
+def test_long_passages_are_split_and_lose_nothing(load: Load) -> None:
+    model, _ = load(transformers.BertModel)
+    long = " ".join(SENTENCES)
+    with pytest.raises(TokenizerError, match="reads at most 48"):
+        model.embed(long)
+    index = Index.build(model, [Passage(long, "a.txt", 7), "Short."])
+    assert len(index) > 3 and (index.changes.split, index.changes.cut) == (1, 0)
+    assert " ".join(one.text for one in index.passages) == long + " Short."
+    assert {(one.source, one.line) for one in index.passages[:-1]} == {("a.txt", 7)}
+    assert all(len(model.tokenizer.encode(one.text)) <= 48 for one in index.passages)
+    assert index.passages[0].text.endswith((".", "!", ";")) or " " not in index.passages[0].text
+    # A long question finds what is nearest to any of its pieces.
+    best = index.search(model, long, top_k=3)
+    assert [hit.score for hit in best] == pytest.approx([1.0] * 3, abs=1e-4)
+    # Chinese is parted after its punctuation.
+    assert search_module._halves("今天天气很好。我们去公园。") == ("今天天气很好。", "我们去公园。")
+    assert search_module._halves("word") is None
+
+
+def test_what_cannot_be_split_is_cut_only_if_asked(load: Load) -> None:
+    model, _ = load(transformers.BertModel)
+    texts = ["Short.", "!" * 90]
+    with pytest.raises(GenerationError, match=r"passage 1 has a word of 9\d tokens .* reads at most 48"):
+        Index.build(model, texts)
+    with pytest.warns(UserWarning, match="1 passages are longer than the model reads and lost their end"):
+        index = Index.build(model, texts, truncate=True)
+    assert (len(index), index.changes.cut) == (2, 1)
+    with pytest.raises(GenerationError, match="question 0 has a word of"):
+        index.search(model, "!" * 90)
+    with pytest.warns(UserWarning, match="1 questions are longer"):
+        assert index.search(model, "!" * 90, top_k=1, truncate=True)[0].text == "!" * 90
+    with pytest.raises(GenerationError, match="question 1 is blank"):
+        index.search(model, ["a", " "])
+
+
+def test_another_model_is_refused(load: Load, tmp_path: Path) -> None:
+    model, folder = load(transformers.BertModel)
+    Index.build(model, SENTENCES, name="first").save(tmp_path / "index")
+    opened = Index.load(tmp_path / "index")
+    again = polyformer.load(folder, device="cpu", dtype="bfloat16")  # the same model in another precision
+    assert opened.search(again, SENTENCES[0], top_k=1)[0].text.split()[0] == "Ada"
+    with torch.no_grad():
+        changed = polyformer.load(folder, device="cpu")
+        for parameter in changed.network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    with pytest.raises(GenerationError, match=r"was made with first, and second is another .*cosine.* --rebuild"):
+        opened.search(changed, "a", name="second")
+    other, _ = load(transformers.BertForMaskedLM)
+    with pytest.raises(GenerationError, match="weights have other shapes"):
+        opened.search(other, "a", name="second")
+    with pytest.raises(GenerationError, match="its pooling is first, not mean"):
+        opened.search(model, "a", pooling="class")
+    by_class = Index.build(model, SENTENCES, pooling="class")
+    by_class.save(tmp_path / "index")
+    # Left out, the pooling is the index's.
+    assert Index.load(tmp_path / "index").search(model, SENTENCES[1], top_k=1)[0].score == pytest.approx(1, abs=1e-4)
+
+
+def test_only_what_changed_is_embedded(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = load(transformers.BertModel)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in zip("abc", SENTENCES):
+        (folder / f"{name}.txt").write_text(text)
+    Index.of_folder(model, folder, name="tiny").save(tmp_path / "index")
+    old = Index.load(tmp_path / "index")
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text(SENTENCES[3])
+    (folder / "aa.txt").write_text(SENTENCES[4])
+    os.utime(folder / "c.txt", (0, 0))  # another time, the same text
+    seen: list[str] = []
+    real = search_module.embed
+
+    def spy(model: Any, texts: Any, **options: Any) -> Any:
+        seen.extend([] if isinstance(texts, str) else texts)
+        return real(model, texts, **options)
+
+    monkeypatch.setattr(search_module, "embed", spy)
+    made = Index.of_folder(model, folder, old=old, name="tiny")
+    changes = made.changes
+    assert (changes.new, changes.changed, changes.unchanged, changes.gone) == (1, 1, 1, 1)
+    assert (
+        "".join(seen)
+        and SENTENCES[2] not in seen
+        and {one.source for one in made.passages if one.text in seen}
+        == {
+            "aa.txt",
+            "b.txt",
+        }
+    )
+    made.save(tmp_path / "index")
+    opened, fresh = Index.load(tmp_path / "index"), Index.of_folder(model, folder, name="tiny")
+    assert opened.passages == fresh.passages and opened.files == fresh.files
+    for ours, theirs in zip(opened.search(model, SENTENCES), fresh.search(model, SENTENCES), strict=True):
+        assert [hit.text for hit in ours] == [hit.text for hit in theirs]
+        assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-4)
+    seen.clear()
+    same = Index.of_folder(model, folder, old=opened, name="tiny")
+    assert not seen and same.changes.unchanged == 3 and same.passages == opened.passages
+    with pytest.raises(GenerationError, match="made with pooling=None, not 'class'"):
+        Index.of_folder(model, folder, old=opened, pooling="class")
 
 
 @pytest.mark.real

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +16,6 @@ from polyformer.cli import inputs
 from polyformer.cli import options as opt
 from polyformer.cli.loading import load
 from polyformer.cli.progress import work_bar
-from polyformer.cli.reading import InputError
 
 HELP = """Search texts by meaning: make an index of a folder once, then ask it.
 
@@ -33,22 +37,39 @@ def register(parent: typer.Typer) -> None:
 def index(
     model: opt.ModelName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of .txt, .md or .rst files; or one such file.")],
-    output: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder to write; an index there is replaced.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="INDEX", help="A folder to write; an index there is brought up to date.")
+    ],
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed every file anew, whatever was there.")] = False,
+    truncate: inputs.Truncate = False,
+    as_json: inputs.AsJson = False,
     dtype: opt.DataType = None,
     device: opt.Device = None,
     revision: opt.Revision = None,
 ) -> None:
-    """Make an index of the sentences of a folder of texts."""
-    from polyformer.tasks.search import Index, read_folder
+    """Make an index of the sentences of a folder of texts, or bring it up to date: only what changed is embedded."""
+    from polyformer.tasks.search import SETTINGS_FILE, Index, read_files, require_free
 
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist: name a folder of texts")
-    passages = read_folder(folder)
+    # What can be wrong is found before a model is loaded, let alone run.
+    read_files(folder)
+    require_free(output)
+    old = Index.load(output) if (output / SETTINGS_FILE).is_file() and not rebuild else None
+    name = _lasting_name(model, revision)
     loaded = load(model, dtype=dtype, device=device, revision=revision)
-    with work_bar("embedding") as progress:
-        made = Index.build(loaded, passages, name=model, progress=progress)
-    made.save(output)
-    print(f"{output}: {len(made):,} passages of {len({passage.source for passage in passages}):,} files")
+    with _warnings_told(), work_bar("embedding") as progress:
+        made = Index.of_folder(loaded, folder, old=old, name=name, truncate=truncate, progress=progress)
+    changes = made.changes
+    if old is None or old.model != name or changes.new or changes.changed or changes.gone:
+        made.save(output)
+    if as_json:
+        inputs.print_json(index=str(output), passages=len(made), files=len(made.files), **asdict(changes))
+        return
+    print(
+        f"{output}: {len(made):,} passages of {len(made.files):,} files ({changes.new:,} new, {changes.changed:,} "
+        f"changed, {changes.unchanged:,} unchanged, {changes.gone:,} gone)"
+    )
+    if changes.split:
+        _note(f"{changes.split:,} passages were longer than the model reads and were split")
 
 
 @app.command("query")
@@ -60,6 +81,7 @@ def query(
     model: Annotated[
         str | None, typer.Option("--model", help="Where the index's model lies now. Default: where it lay.")
     ] = None,
+    truncate: inputs.Truncate = False,
     as_json: inputs.AsJson = False,
     dtype: opt.DataType = None,
     device: opt.Device = None,
@@ -69,8 +91,11 @@ def query(
 
     opened = Index.load(folder)
     given = inputs.gather_texts(questions, input_file, "question")
-    loaded = load(model or opened.model, dtype=dtype, device=device)
-    for question, hits in zip(given, opened.search(loaded, given, top_k=top_k), strict=True):
+    name = model or opened.model
+    loaded = load(name, dtype=dtype, device=device)
+    with _warnings_told():
+        found = opened.search(loaded, given, top_k=top_k, name=name, truncate=truncate)
+    for question, hits in zip(given, found, strict=True):
         if as_json:
             inputs.print_json(question=question, hits=[hit.to_json() for hit in hits])
             continue
@@ -78,3 +103,24 @@ def query(
             print(f"--- {question}")
         for hit in hits:
             print(f"{hit.score:.3f}  {hit.source}:{hit.line}  {hit.text}")
+
+
+def _lasting_name(model: str, revision: str | None) -> str:
+    """What finds the model again from any folder."""
+    if Path(model).exists():
+        return str(Path(model).resolve())
+    return f"{model}@{revision}" if revision is not None else model
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """The library's warnings of this project as notes on standard error: the command line hides warnings otherwise."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=r".* lost their end$")
+        yield
+    for warning in caught:
+        _note(str(warning.message))
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
