@@ -12,10 +12,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+import polyformer
 from polyformer.checkpoints.loading import build_on_meta, load_network, open_checkpoint
 from polyformer.checkpoints.sources import open_tensors
+from polyformer.checkpoints.validate import validate
 from polyformer.errors import CheckpointError, ConfigError
 
 CONFIG = {
@@ -306,6 +309,7 @@ def test_building_on_meta_draws_no_random_numbers() -> None:
 
 MEASURE = """
 import resource, sys, torch
+import polyformer
 from polyformer.checkpoints.loading import build_on_meta, open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 build_on_meta(checkpoint.config)
@@ -358,3 +362,22 @@ def test_meta_networks_have_the_shapes_of_the_file(folder: Path) -> None:
     network = build_on_meta(checkpoint.config)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == sum(torch.Size(shape).numel() for shape in their_shapes(CONFIG).values())
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "ViT"])
+def test_a_model_saved_without_its_pooler(kind: str, tmp_path: Path) -> None:
+    """Only the tensors tell; what is written back says it, and transformers finds every weight there is."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    if kind == "ViT":
+        sizes |= {"image_size": 8, "patch_size": 4}
+    hf = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes), add_pooling_layer=False)
+    hf.save_pretrained(tmp_path / "theirs")
+    model = polyformer.load(tmp_path / "theirs", device="cpu")
+    assert model.config.pooling is None
+    assert validate(tmp_path / "theirs").ok
+    model.save(tmp_path / "ours")
+    again = polyformer.load(tmp_path / "ours", device="cpu")
+    assert again.config == model.config
+    theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)

@@ -244,3 +244,27 @@ def test_memory_that_does_not_suffice_is_noted(
     report = validate(folder)
     assert report.ok
     assert statuses(report)["memory"] == status
+
+
+def test_networks_that_read_pictures(tmp_path: Path) -> None:
+    import transformers
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    vision |= {"image_size": 8, "patch_size": 4}
+    text = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 20, "max_position_embeddings": 9, "eos_token_id": 2}
+    transformers.ViTForImageClassification(transformers.ViTConfig(**vision)).save_pretrained(tmp_path / "vit")
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    report = validate(tmp_path / "vit")
+    assert report.ok
+    found = {check.name: check for check in report.checks}
+    assert found["config"].details[0] == "vit, reads pictures"
+    assert "there is no preprocessor_config.json" in found["config"].details[1]
+    assert found["tokenizer"].details == ("none is needed: the network reads no text",)
+    ViTImageProcessorPil().save_pretrained(tmp_path / "clip")
+    found = {check.name: check for check in validate(tmp_path / "clip").checks}
+    assert found["config"].status == "ok" and found["config"].details == (
+        "clip, vocabulary of 30, 9 tokens of context",
+    )

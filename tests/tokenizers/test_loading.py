@@ -403,8 +403,8 @@ BERT_VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nhello\n"
         ({"tokenizer__model": "aGVsbG8= 0\nd29ybGQ= 1\n"}, r"tokenizer\.model is a tiktoken file"),
         ({"tokenizer__model": "hello"}, r"tokenizer\.model is not a whole SentencePiece model"),
         (
-            {"vocab__json": {"a": 0}, "merges__txt": "", "config__json": {"model_type": "blenderbot"}},
-            r"merges\.txt: the tokenizer class of model type blenderbot cannot be built from vocab\.json and merges\.txt",
+            {"vocab__json": {"a": 0}, "merges__txt": "", "config__json": {"model_type": "fsmt"}},
+            r"merges\.txt: the tokenizer class of model type fsmt cannot be built from vocab\.json and merges\.txt",
         ),
         (
             {"vocab__txt": BERT_VOCABULARY, "tokenizer_config__json": {"tokenizer_class": "HerbertTokenizer"}},

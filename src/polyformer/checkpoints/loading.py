@@ -110,8 +110,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a folder of weights or a .gguf file")
     values = read_config_file((path if path.is_dir() else path.parent) / CONFIG_FILE)
-    known = recognize(path, values, None)
-    return Checkpoint(path, known.family, known.config, known.table, open_tensors(path), values, False)
+    recognize(path, values, None)  # what cannot be read is said before its weights are opened
+    source = open_tensors(path)
+    known = recognize(path, with_pooler(values, source), None)
+    return Checkpoint(path, known.family, known.config, known.table, source, values, False)
+
+
+def with_pooler(values: dict[str, Any], source: TensorSource | None) -> dict[str, Any]:
+    """A config that says whether the file has a layer that pools: BERT, RoBERTa and ViT are saved with and without one,
+    and only the tensors tell."""
+    if source is None or any("pooler." in name for name in source.names()):
+        return values
+    return {**values, "add_pooling_layer": False}
 
 
 def _open_ctranslate2(folder: Path) -> Checkpoint:

@@ -20,10 +20,12 @@ from polyformer.checkpoints.loading import (
     read_config_file,
     recognize,
     recognize_ctranslate2,
+    with_pooler,
 )
 from polyformer.checkpoints.saving import GENERATION_CONFIG_FILE
 from polyformer.checkpoints.sources import open_tensors
 from polyformer.checkpoints.tensor_source import TensorSource
+from polyformer.core.dual_encoder import DualEncoder
 from polyformer.errors import CheckpointError, PolyformerError
 
 Status = Literal["ok", "note", "failed", "skipped"]
@@ -143,6 +145,8 @@ def _check_files(findings: _Findings) -> list[str]:
 
 
 def _check_config(findings: _Findings) -> list[str]:
+    from polyformer.tokenizers.images import load_image_processor
+
     path, source = findings.path, findings.source
     if isinstance(source, GGUFFile):
         known = recognize(path, source.metadata, source)
@@ -153,15 +157,25 @@ def _check_config(findings: _Findings) -> list[str]:
     else:
         folder = path if path.is_dir() else path.parent
         values = read_config_file(folder / CONFIG_FILE)
-        known = recognize(path, values, None)
+        known = recognize(path, with_pooler(values, source), None)
         if unread := known.family.unread_keys(values):
             findings.notes.append(f"keys of {CONFIG_FILE} that are not known here: {', '.join(unread)}")
         if (folder / GENERATION_CONFIG_FILE).is_file():
             read_config_file(folder / GENERATION_CONFIG_FILE)
     findings.config, findings.table = known.config, known.table
+    if _reads_pictures(known.config) and load_image_processor(path if path.is_dir() else path.parent) is None:
+        findings.notes.append("there is no preprocessor_config.json: the model takes pixel values, not pictures")
+    if known.config.vocab_size is None:
+        return [f"{known.family.name}, reads pictures"]
     length = known.config.max_positions
     context = "no limit of length" if length is None else f"{length:,} tokens of context"
     return [f"{known.family.name}, vocabulary of {known.config.vocab_size:,}, {context}"]
+
+
+def _reads_pictures(config: Any) -> bool:
+    part = config.image if isinstance(config, DualEncoder.Config) else config
+    encoder = getattr(part, "encoder", None)
+    return encoder is not None and bool(encoder.input_name == "pixel_values")
 
 
 def _check_tokenizer(findings: _Findings) -> list[str]:
@@ -175,6 +189,8 @@ def _check_tokenizer(findings: _Findings) -> list[str]:
         raise _Skip("the file could not be read")
     else:
         tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None and findings.config is not None and findings.config.vocab_size is None:
+        return ["none is needed: the network reads no text"]
     if tokenizer is None:
         findings.notes.append("there is none: the model takes and gives token ids")
         return []

@@ -94,6 +94,11 @@ def read_classifier_dropout(config: ConfigReader) -> float:
     return dropout
 
 
+def has_pooler(config: ConfigReader, task: str) -> bool:
+    """Whether the model alone has the layer that pools, which some files leave out; with a head it is needed."""
+    return bool(config.flag("add_pooling_layer", True)) or task != "features"
+
+
 def read(config: ConfigReader) -> EncoderOnly.Config:
     task = read_task(config, TASKS)
     config.only("is_decoder", False)
@@ -111,7 +116,7 @@ def read(config: ConfigReader) -> EncoderOnly.Config:
         Encoder.Config(embedding, stack),
         task,
         pooling=Pooling.Config("first", transform=Transform.Config(hidden, hidden, "tanh"))
-        if task in POOLED_TASKS
+        if task in POOLED_TASKS and has_pooler(config, task)
         else None,
         masked_head=masked_head,
         token_head=simple_token_head(config, task, hidden, dropout),
@@ -151,6 +156,10 @@ def written_heads(config: EncoderOnly.Config) -> dict[str, Any]:
     }
 
 
+def written_pooler(config: EncoderOnly.Config) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if config.task == "features" and config.pooling is None else {}
+
+
 def write(config: EncoderOnly.Config) -> dict[str, Any]:
     only_kind(config, EncoderOnly.Config, "the network")
     embedding = only_kind(config.encoder.embedding, TokenEmbedding.Config, "the embedding")
@@ -158,6 +167,7 @@ def write(config: EncoderOnly.Config) -> dict[str, Any]:
         **written_embedding(embedding),
         **written_stack(config.encoder.stack),
         **written_heads(config),
+        **written_pooler(config),
         **written_task(config, TASKS),
     }
 

@@ -22,12 +22,14 @@ from polyformer.families.base import ConfigReader, Family, only_kind
 from polyformer.families.bert import (
     OLD_NORM_NAMES,
     embedding_rules,
+    has_pooler,
     layer_rules,
     read_classifier_dropout,
     read_embedding,
     read_stack,
     written_embedding,
     written_heads,
+    written_pooler,
     written_stack,
 )
 from polyformer.families.heads import read_task, simple_sequence_head, simple_token_head, written_task
@@ -63,7 +65,7 @@ def read(config: ConfigReader, tasks: Mapping[str, str]) -> EncoderOnly.Config:
         transform = Transform.Config(hidden, hidden, "gelu", norm)
         masked_head = MaskedTokenHead.Config(transform, Head.Config(hidden, embedding.vocab_size, tied, bias=True))
     pooling = None
-    if task in ("features", "sequence-classification", "multiple-choice"):
+    if task in ("features", "sequence-classification", "multiple-choice") and has_pooler(config, task):
         pooling = Pooling.Config("first", transform=Transform.Config(hidden, hidden, "tanh"))
         if task == "sequence-classification":
             pooling = replace(pooling, dropout=dropout)
@@ -86,6 +88,7 @@ def write(config: EncoderOnly.Config, tasks: Mapping[str, str]) -> dict[str, Any
         "pad_token_id": only_kind(embedding.positions, Learned.Config, "the position scheme").offset - 1,
         **written_stack(config.encoder.stack),
         **written_heads(config),
+        **written_pooler(config),
         **written_task(config, tasks),
     }
 
