@@ -52,6 +52,15 @@ def test_a_tower_pools_then_projects(random_module: Any) -> None:
     assert vectors is output.pooler_output
 
 
+def test_an_end_token_in_the_padding_is_none(random_module: Any) -> None:
+    """CLIP pads with its end token: only a real one ends a text."""
+    tower = random_module(TEXT)
+    padded = torch.tensor([[28, 3, 7, 28, 28]])
+    real = torch.tensor([[0, 1, 1, 1, 0]])
+    vectors, _ = tower(padded, attention_mask=real)
+    assert_same(vectors, tower(padded[:, 1:4])[0])
+
+
 @pytest.mark.parametrize("bias", [None, -1.0])
 def test_how_well_a_text_fits_a_picture(bias: float | None, random_module: Any) -> None:
     """exp(scale) times the cosine of the two vectors, plus the bias, one pair after the other."""
