@@ -61,6 +61,11 @@ def make_config(**options: Any) -> transformers.ModernBertConfig:
             "hidden_activation": "gelu_new",
             "decoder_bias": False,
             "global_attn_every_n_layers": 2,
+            "norm_eps": 1e-3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+            },
             "num_labels": 4,
         },
     ],
@@ -90,8 +95,11 @@ def test_old_configs() -> None:
             "global_attn_every_n_layers": 4,
             "num_hidden_layers": 6,
             "local_attention": 16,
+            "layer_norm_eps": 1e-5,
+            "position_embedding_type": "absolute",
         }
     )
+    assert family.unread_keys({"layer_norm_eps": 1e-5, "position_embedding_type": "absolute"}) == []
     layers = config.encoder.stack.layers
     assert [layer.attention.positions.base for layer in layers] == [5000.0, 300.0, 300.0, 300.0, 5000.0, 300.0]
     assert layers[1].attention.mask == BidirectionalWindow(8)

@@ -61,8 +61,8 @@ def read_kinds(config: ConfigReader) -> list[str]:
 
 def read_positions(config: ConfigReader, kind: str, size: int, limit: int) -> Rotary.Config:
     key, usual = BASES[kind]
-    values = dict(config("rope_scaling", None, kind=dict) or {})
-    values.update((config("rope_parameters", None, kind=dict) or {}).get(kind) or {})
+    values = dict((config("rope_parameters", None, kind=dict) or {}).get(kind) or {})
+    values.update(config("rope_scaling", None, kind=dict) or {})  # counts where both are there, as in transformers
     base = float(values.get("rope_theta") or config.number(key, usual))
     return rotary_from_parameters(config, values, size, base, max_positions=limit)
 
@@ -81,8 +81,9 @@ def read(config: ConfigReader) -> EncoderOnly.Config:
         "deterministic_flash_attn",
     ):
         config(key, None)
-    for key in ("reference_compile", "repad_logits_with_grad", "cls_token_id"):
+    for key in ("reference_compile", "repad_logits_with_grad", "cls_token_id", "layer_norm_eps"):
         config(key, None)
+    config.only("position_embedding_type", "absolute")  # stands in published files, though positions are rotary
     kinds, distance = read_kinds(config), config.integer("local_attention", 128) // 2
     feedforward = FeedForward.Config(
         hidden,
