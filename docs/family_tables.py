@@ -17,11 +17,14 @@ from polyformer.core import (
     BidirectionalWindow,
     Causal,
     DecoderOnly,
+    DualEncoder,
+    Encoder,
     EncoderDecoder,
     FeedForward,
     Layer,
     LayerNorm,
     MixtureOfExperts,
+    PatchEmbedding,
     RelativeBias,
     RMSNorm,
     Rotary,
@@ -133,31 +136,69 @@ def reader_row(family: Family, sizes: tuple[Size, ...]) -> list[str]:
     ]
 
 
+def encoders(config: Any) -> list[Encoder.Config]:
+    """One, or those of both towers."""
+    if isinstance(config, DualEncoder.Config):
+        return [tower.encoder for tower in (config.text, config.image) if tower is not None]
+    return [config.encoder]
+
+
 def reader_positions(config: Any) -> str:
-    if isinstance(config.encoder.stack.bias, RelativeBias.Config):
+    return distinct(encoder_positions(encoder) for encoder in encoders(config))
+
+
+def encoder_positions(encoder: Encoder.Config) -> str:
+    if isinstance(encoder.stack.bias, RelativeBias.Config):
         return "relative"
-    if isinstance(config.encoder.stack.layers[0].attention.positions, Rotary.Config):
+    if isinstance(encoder.stack.layers[0].attention.positions, Rotary.Config):
         return "rotary"
-    return type(config.encoder.embedding.positions).__qualname__.split(".")[0].lower()
+    if isinstance(encoder.embedding, PatchEmbedding.Config):
+        return "learned"
+    return type(encoder.embedding.positions).__qualname__.split(".")[0].lower()
 
 
 def reader_extras(config: Any) -> Iterable[str]:
-    embedding = config.encoder.embedding
-    if not isinstance(embedding, TokenEmbedding.Config):
-        yield "frames of sound"
-        return
+    for encoder in encoders(config):
+        if isinstance(encoder.embedding, PatchEmbedding.Config):
+            yield from picture_extras(encoder)
+        elif isinstance(encoder.embedding, TokenEmbedding.Config):
+            yield from text_extras(encoder)
+        else:
+            yield "frames of sound"
+    if isinstance(config, DualEncoder.Config):
+        yield "two towers"
+    if isinstance(config, EncoderDecoder.Config):
+        source = config.encoder.embedding
+        if isinstance(source, PatchEmbedding.Config):
+            yield "decoder of text"
+        if isinstance(source, TokenEmbedding.Config) and not config.head.tied:
+            yield "untied head"
+
+
+def text_extras(encoder: Encoder.Config) -> Iterable[str]:
+    embedding = encoder.embedding
+    assert isinstance(embedding, TokenEmbedding.Config)
     if embedding.projection is not None:
         yield "narrower embedding"
     if embedding.token_types > 1:
         yield "types of tokens"
-    if any(isinstance(layer.attention.mask, BidirectionalWindow) for layer in config.encoder.stack.layers):
+    if any(isinstance(layer.attention.mask, BidirectionalWindow) for layer in encoder.stack.layers):
         yield "windows between full layers"
     if embedding.norm is not None:
         yield "norm of the embedding"
     if embedding.scale is not None:
         yield "scaled embedding"
-    if isinstance(config, EncoderDecoder.Config) and not config.head.tied:
-        yield "untied head"
+
+
+def picture_extras(encoder: Encoder.Config) -> Iterable[str]:
+    embedding = encoder.embedding
+    assert isinstance(embedding, PatchEmbedding.Config)
+    if embedding.class_token:
+        yield "class token"
+    if embedding.registers:
+        yield "registers"
+    if encoder.stack.layers[0].layer_scale:
+        yield "scaled branches"
 
 
 def families_table(kind: str) -> str:
@@ -177,10 +218,20 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def stacks(config: Any) -> list[Stack.Config]:
-    """The encoder's and the decoder's, as far as the network has them."""
-    if isinstance(config, EncoderDecoder.Config):
-        return [config.encoder.stack, config.decoder.stack]
-    return [config.stack if isinstance(config, DecoderOnly.Config) else config.encoder.stack]
+    """The encoders' and the decoder's, as far as the network has them."""
+    if isinstance(config, DecoderOnly.Config):
+        return [config.stack]
+    decoder = [config.decoder.stack] if isinstance(config, EncoderDecoder.Config) else []
+    return [encoder.stack for encoder in encoders(config)] + decoder
+
+
+def context(config: Any) -> str:
+    """The longest text, and the size of pictures."""
+    embedding = None if isinstance(config, DecoderOnly.Config) else encoders(config)[-1].embedding
+    if not isinstance(embedding, PatchEmbedding.Config):
+        return "any" if config.max_positions is None else f"{config.max_positions:,}"
+    pixels = f"{embedding.image_size[0]} pixels"
+    return pixels if config.max_positions is None else f"{config.max_positions:,}; {pixels}"
 
 
 def size_row(size: Size) -> list[str]:
@@ -198,8 +249,8 @@ def size_row(size: Size) -> list[str]:
         " + ".join(f"{len(stack.layers)}" for stack in stacks(config)),
         distinct(f"{attention.hidden_size:,}" for attention in attentions),
         distinct(f"{attention.num_heads} / {attention.num_key_value_heads}" for attention in attentions),
-        f"{config.vocab_size:,}",
-        "any" if config.max_positions is None else f"{config.max_positions:,}",
+        "—" if config.vocab_size is None else f"{config.vocab_size:,}",
+        context(config),
         size.source,
     ]
 

@@ -6,7 +6,8 @@ scratch, to count, or to estimate memory with; weights are another matter.
 
 What a size builds is the network as it was pretrained, with the head of that: a decoder scores the next token; BERT
 guesses masked tokens and tells whether a sentence follows, its relatives only guess masked tokens; ELECTRA's
-discriminator tells which tokens were replaced and its generator guesses masked ones; an encoder-decoder writes.
+discriminator tells which tokens were replaced and its generator guesses masked ones; an encoder-decoder writes. ViT
+gives pictures the labels of ImageNet, CLIP and SigLIP compare pictures with texts.
 
 The sizes stand in a file for each kind of network. One more kind is one more file with a tuple ``SIZES``, and a line in
 `TABLES`.
@@ -23,7 +24,7 @@ from typing import Any
 
 from polyformer.errors import ConfigError
 from polyformer.families import find_family
-from polyformer.families.sizes import decoders, encoder_decoders, encoders
+from polyformer.families.sizes import decoders, encoder_decoders, encoders, pictures
 from polyformer.families.sizes.size import Size
 
 __all__ = ["SIZES", "TABLES", "Size", "build_config", "find_size", "size_names"]
@@ -33,6 +34,7 @@ TABLES: Mapping[str, tuple[Size, ...]] = MappingProxyType(
         "decoders": decoders.SIZES,
         "encoders": encoders.SIZES,
         "encoder-decoders": encoder_decoders.SIZES,
+        "pictures": pictures.SIZES,
     }
 )
 """Kind of network -> its sizes, family by family."""
