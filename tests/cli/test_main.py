@@ -79,7 +79,13 @@ def endless(tiny_copy: Path) -> list[str]:
 
 
 def test_ctrl_c_is_exit_code_130_without_a_traceback(tiny_copy: Path) -> None:
-    process = subprocess.Popen(endless(tiny_copy), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell that starts the tests in the background makes them ignore the signal, and children inherit that.
+    process = subprocess.Popen(
+        endless(tiny_copy),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.read(5)
     time.sleep(0.2)
