@@ -130,7 +130,11 @@ SIZES = (
     Size("vit-large-patch32", "vit", "306,535,400", _TORCHVISION, values=_vit_classifier(32, 1024, 24, 16)),
     Size("vit-huge-patch14", "vit", "632,045,800", _TORCHVISION, values=_vit_classifier(14, 1280, 32, 16)),
     Size(
-        "dinov2-small", "dinov2", "22.1M", _TIMM.format("vit_small_patch14_dinov2.lvd142m"), values=_dinov2(384, 12, 6)
+        "dinov2-small",
+        "dinov2",
+        "22.1M",
+        _TIMM.format("vit_small_patch14_reg4_dinov2.lvd142m") + ", whose registers are 1,536 more",
+        values=_dinov2(384, 12, 6),
     ),
     Size(
         "dinov2-base", "dinov2", "86.6M", _TIMM.format("vit_base_patch14_dinov2.lvd142m"), values=_dinov2(768, 12, 12)
@@ -153,16 +157,17 @@ SIZES = (
     Size(
         "dinov2-with-registers-base",
         "dinov2_with_registers",
-        "86.6M",
-        _TIMM.format("vit_base_patch14_reg4_dinov2.lvd142m"),
+        "86M",
+        _DINOV2,
         values=_dinov2(768, 12, 12, registers=True),
     ),
     Size(
         "dinov2-with-registers-large",
         "dinov2_with_registers",
-        "304.4M",
-        _TIMM.format("vit_large_patch14_reg4_dinov2.lvd142m"),
-        values=_dinov2(1024, 24, 16, registers=True),
+        "300M",
+        _DINOV2,
+        1,
+        _dinov2(1024, 24, 16, registers=True),
     ),
     Size(
         "dinov2-with-registers-giant",
