@@ -29,3 +29,11 @@ class DownloadError(PolyformerError, OSError):
 
 class CapabilityError(PolyformerError, ValueError):
     """The model cannot do what was asked; the message lists what it can do."""
+
+
+class DataError(PolyformerError, ValueError):
+    """Data to train on is missing, damaged, empty or not of the kind that was asked for."""
+
+
+class TrainingError(PolyformerError, RuntimeError):
+    """Training cannot begin or go on: the loss is not a number, a run's folder is not its own, devices do not agree."""
