@@ -350,6 +350,20 @@ def test_dropout_only_in_training(need_weights: bool, random_module: Any) -> Non
     assert error.abs().max() < 5.5
 
 
+def test_output_dropout_falls_on_the_result_and_only_in_training(random_module: Any) -> None:
+    config = core.Attention.Config(WIDTH, 4, 2, bias=True, output_dropout=0.25)
+    attention = random_module(config)
+    inputs, span = random(9, 40, WIDTH), Span.of(40)
+    exact = attention(inputs, span)[0]
+    assert torch.equal(exact, random_module(replace(config, output_dropout=0.0)).train()(inputs, Span.of(40))[0])
+    torch.manual_seed(0)
+    dropped, weights = attention.train()(inputs, Span.of(40), need_weights=True)
+    gone = dropped == 0
+    assert gone.double().mean().item() == pytest.approx(0.25, abs=4 * (0.1875 / gone.numel()) ** 0.5)
+    assert_same(dropped[~gone], exact[~gone] / 0.75)
+    assert_same(weights.sum(-1), torch.ones(9, 4, 40).double())  # the weights are whole
+
+
 def test_defaults_are_filled_in() -> None:
     config = core.Attention.Config(12, 4, bias=True)
     assert (config.num_key_value_heads, config.head_dim, config.key_bias, config.output_bias) == (4, 3, True, True)
@@ -377,6 +391,7 @@ def test_defaults_are_filled_in() -> None:
             "and positions=None",
         ),
         ({"num_heads": 4, "dropout": 1.0}, "dropout is 1.0, but it must be at least 0 and below 1"),
+        ({"num_heads": 4, "output_dropout": -0.1}, "output_dropout is -0.1, but it must be at least 0 and below 1"),
     ],
 )
 def test_impossible_configs(options: Any, message: str) -> None:

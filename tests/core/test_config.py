@@ -35,7 +35,7 @@ ATTENTIONS: list[dict[str, Any]] = [
     *({"positions": core.Rotary.Config(6, 500.0, True, scaling)} for scaling in SCALINGS),
     {"mask": core.SlidingWindow(3, 1), "query_key_norm": core.LayerNorm.Config(6, bias=False), "soft_cap": 3.0},
     {"mask": core.BlockLocal(2), "positions": core.Relative.Config(6, 4, values=True), "bias": True, "key_bias": False},
-    {"mask": core.PrefixCausal(), "sinks": True, "dropout": 0.1, "scale": 0.25},
+    {"mask": core.PrefixCausal(), "sinks": True, "dropout": 0.1, "output_dropout": 0.2, "scale": 0.25},
     {"mask": core.Bidirectional(), "query_key_norm": core.RMSNorm.Config(24)},
 ]
 MIXTURE = core.MixtureOfExperts.Config(core.FeedForward.Config(16, 8, "relu", bias=True), 4, 2, False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polyformer.core import config as core
 from polyformer.core.backends import Scoring, attend
@@ -40,6 +41,8 @@ class Attention(Packable):
         soft_cap: scores are squashed to ±cap (Gemma 2).
         sinks: each head has a learned score that takes weight and gives nothing (gpt-oss).
         dropout: on the weights, in training.
+        output_dropout: on the result, in training: of attention alone (ModernBERT), where the dropout of a layer acts
+            on every branch.
     """
 
     @dataclass(frozen=True)
@@ -59,10 +62,13 @@ class Attention(Packable):
         soft_cap: float | None = None
         sinks: bool = False
         dropout: float = 0.0
+        output_dropout: float = 0.0
 
         def __post_init__(self) -> None:
             require(self.num_heads >= 1, f"num_heads is {self.num_heads}, but it must be at least 1")
-            require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be at least 0 and below 1")
+            for name in ("dropout", "output_dropout"):
+                chance = getattr(self, name)
+                require(0 <= chance < 1, f"{name} is {chance}, but it must be at least 0 and below 1")
             if not self.head_dim:
                 require(
                     self.hidden_size % self.num_heads == 0,
@@ -154,7 +160,10 @@ class Attention(Packable):
             weights = None if weights is None else _by_row(weights, span.rows_per_source)
         batch, new = inputs.shape[:2]
         merged = result.transpose(1, 2).reshape(batch, new, -1).to(inputs.dtype)
-        return self.output(merged), weights if need_weights else None
+        output = self.output(merged)
+        if self.config.output_dropout:
+            output = functional.dropout(output, self.config.output_dropout, self.training)
+        return output, weights if need_weights else None
 
     def _heads(self, projected: Tensor, count: int, norm: nn.Module | None) -> Tensor:
         """[batch, new, count * head_dim] -> [batch, count, new, head_dim], normalized."""

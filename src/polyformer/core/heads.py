@@ -199,7 +199,8 @@ class Pooling(core.Module):
 
     Args of the config:
         method: which tokens.
-            "first", "last": the first or last real token ([CLS] of BERT; the last of SigLIP and of decoders).
+            "first", "last": the first or last real token ([CLS] of BERT; the last of SigLIP and of decoders). Padding
+            on the left is skipped, where classes of transformers take the first column, whatever it holds.
             "mean": the mean of all real tokens.
             "mean_patches": the mean of those after the ``leading`` ones (the patches of a picture).
             "first_and_mean_patches": the first, then that mean: twice as long (DINOv2).

@@ -72,7 +72,6 @@ def read(config: ConfigReader) -> EncoderOnly.Config:
     hidden, limit = config.integer("hidden_size", 768), config.integer("max_position_embeddings", 8192)
     heads = config.integer("num_attention_heads", 12)
     norm = LayerNorm.Config(hidden, config.number("norm_eps", 1e-5), config.flag("norm_bias", False))
-    config.only("attention_dropout", 0)
     # What training begins with, how a loss is computed, which kernels run: nothing of what the network gives.
     for key in (
         "initializer_cutoff_factor",
@@ -85,6 +84,7 @@ def read(config: ConfigReader) -> EncoderOnly.Config:
         config(key, None)
     config.only("position_embedding_type", "absolute")  # stands in published files, though positions are rotary
     kinds, distance = read_kinds(config), config.integer("local_attention", 128) // 2
+    attention_dropout = config.number("attention_dropout", 0.0)  # of the weights, and of what attention gives
     feedforward = FeedForward.Config(
         hidden,
         config.integer("intermediate_size", 1152),
@@ -101,6 +101,8 @@ def read(config: ConfigReader) -> EncoderOnly.Config:
             mask=Bidirectional() if kind == FULL else BidirectionalWindow(distance),
             positions=read_positions(config, kind, hidden // heads, limit),
             bias=config.flag("attention_bias", False),
+            dropout=attention_dropout,
+            output_dropout=attention_dropout,
         )
         return Layer.Config(attention, feedforward, norm, attention_norm=number > 0)
 
@@ -151,6 +153,7 @@ def write(config: EncoderOnly.Config) -> dict[str, Any]:
         "norm_eps": layers[0].norm.eps,
         "norm_bias": getattr(layers[0].norm, "bias", False),
         "attention_bias": attention.bias,
+        "attention_dropout": attention.dropout,
         "mlp_bias": feedforward.bias,
         "mlp_dropout": feedforward.dropout,
         "embedding_dropout": embedding.dropout,
