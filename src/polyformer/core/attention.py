@@ -220,12 +220,8 @@ class Attention(Packable):
     def _scoring(self, queries: Tensor, span: Span) -> Scoring:
         config = self.config
         causal = config.mask.is_plain_causal(span) and span.bias is None and not isinstance(self.positions, Relative)
-        mask = None if causal else config.mask.of(span)
-        bias = shared = span.bias
-        if shared is not None and mask is not None:
-            hidden = ~mask
-            bias = span.once(("masked bias", config.mask), lambda: shared.masked_fill(hidden, float("-inf")))
-            mask = None
+        bias = config.mask.bias_of(span)
+        mask = None if causal or bias is not None else config.mask.of(span)
         if isinstance(self.positions, Relative):
             scores = self.positions.scores(queries, span) * config.scale
             bias = scores if bias is None else bias + scores

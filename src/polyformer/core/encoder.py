@@ -88,6 +88,7 @@ class Encoder(core.Module):
         pixel_values: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         masked_patches: Tensor | None = None,
         output_hidden_states: bool = False,
@@ -99,6 +100,8 @@ class Encoder(core.Module):
             pixel_values: [batch, channels, height, width], for one of pictures.
             input_features: [batch, features, frames], for one of sound.
             attention_mask: [batch, columns] of the tokens, true (or 1) where there is one; others have none.
+            document_ids: [batch, columns], which document each token of a packed row belongs to; as in
+                `DecoderOnly.forward`.
             token_type_ids: [batch, columns], where types of tokens are told apart.
             masked_patches: [batch, patches], true where a patch is replaced by the mask token.
             output_hidden_states, output_attentions: as in `DecoderOnly.forward`.
@@ -121,13 +124,15 @@ class Encoder(core.Module):
                 self.stack,
                 inputs,
                 attention_mask=attention_mask,
+                document_ids=document_ids,
                 token_type_ids=token_type_ids,
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
             )
         require(
-            attention_mask is None and token_type_ids is None,
-            f"attention_mask and token_type_ids are for text, but this encoder reads {self.config.input_name}",
+            attention_mask is None and token_type_ids is None and document_ids is None,
+            "attention_mask, document_ids and token_type_ids are for text, but this encoder reads "
+            f"{self.config.input_name}",
         )
         if isinstance(self.embedding, PatchEmbedding):
             hidden = self.embedding(inputs, masked_patches)
@@ -220,14 +225,17 @@ class EncoderOnly(Network):
         pixel_values: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         masked_patches: Tensor | None = None,
+        with_logits: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool | Collection[int] = (),
     ) -> Output:
         """
         Args:
             As `Encoder.forward`. A multiple-choice network takes [batch, choices, columns] of ids, masks and types.
+            with_logits: False leaves out what the heads would score; `score` does it for a masked head.
 
         Returns:
             ``last_hidden_state``; ``pooler_output`` [batch, size] where there is a pooling; ``logits`` of the head:
@@ -236,8 +244,12 @@ class EncoderOnly(Network):
             multiple choice). Beside a masked head, the sequence head's are ``sequence_logits``.
 
         Raises:
-            ConfigError: as `Encoder.forward`.
+            ConfigError: as `Encoder.forward`; or document_ids where one vector stands for a whole row.
         """
+        require(
+            document_ids is None or self.pooling is None,
+            "document_ids were given, but this network makes one vector of a whole row: give each document its own row",
+        )
         choices = None
         if self.config.task == "multiple-choice" and input_ids is not None:
             require(
@@ -253,6 +265,7 @@ class EncoderOnly(Network):
             pixel_values=pixel_values,
             input_features=input_features,
             attention_mask=attention_mask,
+            document_ids=document_ids,
             token_type_ids=token_type_ids,
             masked_patches=masked_patches,
             output_hidden_states=output_hidden_states,
@@ -262,8 +275,10 @@ class EncoderOnly(Network):
         if self.pooling is not None:
             span = Span.of(hidden.shape[1], attention_mask, device=hidden.device)
             output.pooler_output = self.pooling(hidden, span, input_ids)
+        if not with_logits:
+            return output
         if self.masked_head is not None:
-            output.logits = self.masked_head(hidden, self.encoder.embedding.tokens.weight)
+            output.logits = self.score(hidden)
         if self.token_head is not None:
             output.logits = self.token_head(hidden)
             if self.config.task == "replaced-token-detection":
@@ -276,3 +291,15 @@ class EncoderOnly(Network):
             else:
                 output.sequence_logits = scores
         return output
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """``last_hidden_state``, or any of its vectors, [..., hidden_size] -> logits of the masked head, [...,
+        vocab_size].
+
+        Raises:
+            ConfigError: there is no such head.
+        """
+        require(self.masked_head is not None, "this network has no masked head: it gives tokens no scores")
+        assert self.masked_head is not None
+        logits: Tensor = self.masked_head(hidden, self.encoder.embedding.tokens.weight)
+        return logits

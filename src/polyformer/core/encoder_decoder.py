@@ -189,6 +189,7 @@ class EncoderDecoder(Network):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        with_logits: bool = True,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_attentions: bool | Collection[int] = (),
@@ -202,8 +203,8 @@ class EncoderDecoder(Network):
                 the source once more there: None then means the source, each row moved right by the start token.
             decoder_attention_mask: [batch, new].
             cache: of the decoder.
-            logits_to_keep, output_hidden_states, output_attentions: as in `DecoderOnly.forward`; attentions are those
-                of the decoder and, where its layers have these numbers too, of the encoder.
+            with_logits, logits_to_keep, output_hidden_states, output_attentions: as in `DecoderOnly.forward`;
+                attentions are those of the decoder and, where its layers have these numbers too, of the encoder.
 
         Returns:
             The decoder's output; ``encoder`` is the encoder's.
@@ -239,6 +240,7 @@ class EncoderDecoder(Network):
             attention_mask=decoder_attention_mask,
             cache=cache,
             source=source,
+            with_logits=with_logits,
             logits_to_keep=logits_to_keep,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -254,25 +256,43 @@ class EncoderDecoder(Network):
             span = Span.of(hidden.shape[1], decoder_attention_mask, device=hidden.device)
             # The target is the source moved right: its states stand under the source's tokens.
             output.pooler_output = self.pooling(hidden, span, input_ids)
-            if self.sequence_head is not None:
+            if self.sequence_head is not None and with_logits:
                 output.logits = self.sequence_head(output.pooler_output)
         return output
 
     def decode(
-        self, input_ids: Tensor, *, attention_mask: Tensor | None = None, logits_to_keep: int = 0, **options: Any
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        with_logits: bool = True,
+        logits_to_keep: int = 0,
+        **options: Any,
     ) -> Output:
         """The decoder on a target, with the head over the vocabulary or the one over labels for every token.
 
-        Arguments as `read_tokens`, ``logits_to_keep`` as in `forward`."""
+        Arguments as `read_tokens`, ``with_logits`` and ``logits_to_keep`` as in `forward`."""
         require(logits_to_keep >= 0, f"logits_to_keep is {logits_to_keep}, but it must be at least 0")
         output: Output = self.decoder(input_ids, attention_mask=attention_mask, **options)
+        if not with_logits:
+            return output
         hidden = output.last_hidden_state
         if self.head is not None:
-            kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-            output.logits = self.head(kept, self.decoder.embedding.tokens.weight)
+            output.logits = self.score(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         if self.token_head is not None:
             output.logits = self.token_head(hidden)
         return output
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """The decoder's ``last_hidden_state``, or any of its vectors, [..., hidden_size] -> logits [..., vocab_size].
+
+        Raises:
+            ConfigError: there is no head over the vocabulary.
+        """
+        require(self.head is not None, "this network has no head over the vocabulary: it gives tokens no scores")
+        assert self.head is not None
+        logits: Tensor = self.head(hidden, self.decoder.embedding.tokens.weight)
+        return logits
 
     def _moved_right(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         start = self.config.decoder_start_token_id

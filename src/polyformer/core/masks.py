@@ -28,6 +28,8 @@ class Span:
         start: position of the first new token when no row has padding, else None. Then ``queries`` is
             start, start + 1, ... in every row, and the last columns of ``keys`` are the same.
         prefix_lengths: [batch], for prefix-LM masks: so many tokens of each row see one another both ways.
+        documents: [rows, columns], of rows that hold several documents: the number of each column's, -1 for padding.
+            Positions then begin anew in each document, and nobody looks into another. None: a row is one document.
         bias: what every layer adds to its scores, [rows, heads, new, columns]; the stack sets it.
         rows_per_source: for cross-attention, so many neighbouring rows of queries look at one row of keys.
     """
@@ -37,6 +39,7 @@ class Span:
         self.keys = keys
         self.start = start
         self.prefix_lengths = prefix_lengths
+        self.documents: Tensor | None = None
         self.bias: Tensor | None = None
         self.rows_per_source = 1
         self._memory: dict[Hashable, Any] = {}
@@ -48,19 +51,44 @@ class Span:
         *,
         device: torch.device | None = None,
         prefix_lengths: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> Span:
         """The span of a whole sequence without a cache.
 
         Args:
             length: number of columns.
             attention_mask: [batch, length], true where there is a token; None means everywhere.
+            document_ids: [batch, length]; a document is a run of neighbours with the same id, and -1 is padding. None
+                means one document a row.
         """
+        if document_ids is not None:
+            if attention_mask is not None:
+                document_ids = document_ids.masked_fill(~attention_mask.bool(), -1)
+            real = document_ids >= 0
+            begins = torch.ones_like(real)
+            begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+            if bool(((begins & real).sum(-1) > 1).any()):
+                return Span._of_documents(begins, real)
+            attention_mask = real  # one document a row
         if attention_mask is None or bool(attention_mask.all()):
             positions = torch.arange(length, device=device)[None]
             return Span(positions, positions, 0, prefix_lengths)
         real = attention_mask.bool()
         positions = real.cumsum(-1) - 1
         return Span(positions.clamp(min=0), positions.masked_fill(~real, -1), None, prefix_lengths)
+
+    @staticmethod
+    def _of_documents(begins: Tensor, real: Tensor) -> Span:
+        """
+        Args:
+            begins: [batch, length], true where a document or a run of padding begins.
+            real: [batch, length], true where there is a token.
+        """
+        columns = torch.arange(real.shape[1], device=real.device)
+        positions = columns - torch.where(begins, columns, 0).cummax(-1).values
+        span = Span(positions.masked_fill(~real, 0), positions.masked_fill(~real, -1), None)
+        span.documents = (begins.cumsum(-1) - 1).masked_fill(~real, -1)
+        return span
 
     @staticmethod
     def over(source: Span) -> Span:
@@ -74,6 +102,14 @@ class Span:
     @property
     def columns(self) -> int:
         return self.keys.shape[1]
+
+    def lengths(self) -> Tensor:
+        """Tokens so far of the sequence that a column belongs to: [rows, 1], or [rows, columns] of its document."""
+        if self.documents is None:
+            return self.keys.amax(-1, keepdim=True) + 1
+        numbers = self.documents.clamp(min=0)
+        counts = torch.zeros_like(numbers).scatter_add_(1, numbers, (self.documents >= 0).long())
+        return counts.gather(1, numbers)
 
     def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """``compute()``, remembered for the rest of the pass: layers alike share masks, rotary tables and biases."""
@@ -118,12 +154,21 @@ class Mask(core.Config):
         """
         return span.once(("mask", self), lambda: self._compute(span))
 
+    def bias_of(self, span: Span) -> Tensor | None:
+        """``span.bias`` with -inf where this rule hides a key; None where the span has no bias."""
+        bias, seen = span.bias, self.of(span)
+        if bias is None or seen is None:
+            return bias
+        return span.once(("masked bias", self), lambda: bias.masked_fill(~seen, float("-inf")))
+
     def _compute(self, span: Span) -> Tensor | None:
         if span.start is not None and self.hides_nothing(span):
             return None
         seen = self.sees(span.queries[:, :, None], span.keys[:, None, :], span)
         if span.start is None:
             seen = seen & (span.keys >= 0)[:, None, :]
+            if span.documents is not None:
+                seen = seen & (span.documents[:, :, None] == span.documents[:, None, :])
             seen = seen | ~seen.any(-1, keepdim=True)
         return seen[:, None]
 

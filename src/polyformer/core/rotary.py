@@ -39,10 +39,10 @@ class Scaling(core.Config):
         Args:
             base: the base of the geometric series.
             exponents: 2i/d, [pairs].
-            length: tokens in each row so far, [rows, 1, 1].
+            length: tokens in each row so far, [rows, 1, 1], or in each column's document, [rows, columns, 1].
 
         Returns:
-            Angles per position, broadcasting to [rows, 1, pairs].
+            Angles per position, broadcasting to [rows, columns, pairs].
         """
         raise NotImplementedError
 
@@ -253,7 +253,7 @@ class Rotary(core.Module):
         if scaling is None:
             frequencies, magnitude = 1.0 / self.config.base**exponents, 1.0
         else:
-            length = span.keys.amax(-1)[:, None, None] + 1
+            length = span.lengths()[..., None]
             frequencies, magnitude = scaling.frequencies(self.config.base, exponents, length), scaling.magnitude
         angles = positions[..., None].to(precise) * frequencies
         cosine, sine = angles.cos() * magnitude, angles.sin() * magnitude

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from polyformer.core import config as core
 from polyformer.core.attention import Attention
@@ -190,6 +192,10 @@ class Stack(core.Module):
         layers: one config a layer; they may differ (local and global attention in turn, experts every n-th).
         norm: after the last layer; None without.
         bias: positions that act on the scores of every layer alike.
+
+    Attributes:
+        checkpoint_layers: in training, a layer keeps only its input, and is computed once more for the gradients (Chen
+            et al., 2016). False at first; whoever trains sets it.
     """
 
     @dataclass(frozen=True)
@@ -213,6 +219,7 @@ class Stack(core.Module):
         self.layers = nn.ModuleList(layer.build() for layer in config.layers)
         self.norm = config.norm.build() if config.norm else None
         self.bias = config.bias.build() if config.bias else None
+        self.checkpoint_layers = False
         self._scale_residual_outputs()
 
     def _scale_residual_outputs(self) -> None:
@@ -252,11 +259,16 @@ class Stack(core.Module):
         if self.bias is not None:
             for span in {id(span): span for span in spans}.values():
                 span.bias = self.bias(span, hidden.dtype)
+        again = self.checkpoint_layers and self.training and cache is None and torch.is_grad_enabled()
+        if again:  # what layers share has gradients of its own: it must not be made inside one of them
+            for layer, span in zip(self.config.layers, spans):
+                layer.attention.mask.bias_of(span)
         states = [hidden] if output_hidden_states else None
         attentions: dict[int, Tensor] = {}
         cross_attentions: dict[int, Tensor] = {}
         for number, layer in enumerate(self.layers):
-            hidden, weights, cross_weights = layer(
+            hidden, weights, cross_weights = (_computed_again if again else _computed)(
+                layer,
                 hidden,
                 spans[number],
                 store=cache.stores[number] if cache else None,
@@ -282,6 +294,14 @@ class Stack(core.Module):
             cross_attentions=cross_attentions or None,
             cache=cache,
         )
+
+
+def _computed(layer: nn.Module, *args: Any, **options: Any) -> Any:
+    return layer(*args, **options)
+
+
+def _computed_again(layer: nn.Module, *args: Any, **options: Any) -> Any:
+    return checkpoint(layer, *args, use_reentrant=False, **options)
 
 
 class DecoderOnly(Network):
@@ -352,6 +372,8 @@ class DecoderOnly(Network):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         prefix_lengths: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        with_logits: bool = True,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_attentions: bool | Collection[int] = (),
@@ -363,13 +385,17 @@ class DecoderOnly(Network):
                 side. With a cache it speaks of the new tokens only; the cache remembers the old.
             cache: keys and values of earlier tokens; it grows by the new ones.
             prefix_lengths: [batch], for prefix-LM masks.
+            document_ids: [batch, new], which document each token of a packed row belongs to: a document is a run of
+                neighbours with the same id, and -1 is padding. Nobody looks into another document, and positions begin
+                anew in each.
+            with_logits: False leaves ``logits`` out; `score` makes them of hidden states.
             logits_to_keep: only the logits of the last so many columns are computed; 0 computes all.
             output_hidden_states: also return every layer's output.
             output_attentions: layer numbers (negative from the end) whose weights to return; True means all.
 
         Raises:
-            ConfigError: shapes that do not fit, a layer number that does not exist, or a sequence longer than a learned
-                table of positions.
+            ConfigError: shapes that do not fit, a layer number that does not exist, a sequence longer than a learned
+                table of positions, or document_ids together with a cache or prefix_lengths.
         """
         require(logits_to_keep >= 0, f"logits_to_keep is {logits_to_keep}, but it must be at least 0")
         output = read_tokens(
@@ -379,12 +405,19 @@ class DecoderOnly(Network):
             attention_mask=attention_mask,
             cache=cache,
             prefix_lengths=prefix_lengths,
+            document_ids=document_ids,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        kept = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
-        output.logits = self.head(kept, self.embedding.tokens.weight)
+        if with_logits:
+            hidden = output.last_hidden_state
+            output.logits = self.score(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return output
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """``last_hidden_state``, or any of its vectors, [..., hidden_size] -> logits [..., vocab_size]."""
+        logits: Tensor = self.head(hidden, self.embedding.tokens.weight)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -421,6 +454,7 @@ def read_tokens(
     attention_mask: Tensor | None = None,
     cache: Cache | None = None,
     prefix_lengths: Tensor | None = None,
+    document_ids: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     source: Source | None = None,
     output_hidden_states: bool = False,
@@ -435,6 +469,15 @@ def read_tokens(
     check_tokens(input_ids, attention_mask)
     batch, new = input_ids.shape
     _check_prefix(stack, prefix_lengths, batch)
+    if document_ids is not None:
+        require(
+            document_ids.shape == input_ids.shape,
+            f"document_ids are {list(document_ids.shape)}, but input_ids are {list(input_ids.shape)}",
+        )
+        require(
+            cache is None and prefix_lengths is None and source is None,
+            "document_ids are for packed rows that are read once: leave out the cache, prefix_lengths and the source",
+        )
     started_source = False
     if cache is not None:
         if source is not None and not cache.has_source:
@@ -447,7 +490,13 @@ def read_tokens(
                 cache.source.clear()
             raise
     else:
-        span = Span.of(new, attention_mask, device=input_ids.device, prefix_lengths=prefix_lengths)
+        span = Span.of(
+            new,
+            attention_mask,
+            device=input_ids.device,
+            prefix_lengths=prefix_lengths,
+            document_ids=document_ids,
+        )
         spans = [span] * len(stack.layers)
     try:
         _check_positions(embedding, spans[0])
