@@ -1,4 +1,4 @@
-"""Rows that hold several documents give what each document gives alone; layers computed twice give the same gradients."""
+"""Rows of several documents give what each document gives alone; layers computed twice give the same gradients."""
 
 from __future__ import annotations
 

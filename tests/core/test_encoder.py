@@ -143,12 +143,12 @@ def test_tokens_look_at_later_ones_as_far_as_their_window_reaches(random_module:
         (
             "pictures",
             {"pixel_values": random(2, 3, 4, 6), "attention_mask": torch.ones(2, 7)},
-            "attention_mask and token_type_ids are for text, but this encoder reads pixel_values",
+            "attention_mask, document_ids and token_type_ids are for text, but this encoder reads pixel_values",
         ),
         (
             "sound",
             {"input_features": random(2, 5, 13), "token_type_ids": IDS},
-            "attention_mask and token_type_ids are for text, but this encoder reads input_features",
+            "attention_mask, document_ids and token_type_ids are for text, but this encoder reads input_features",
         ),
         ("text", {"input_ids": IDS[0]}, r"input_ids must be \[batch, new\], but they are \[7\]"),
         ("text", {"input_ids": IDS, "attention_mask": torch.ones(2, 6)}, r"attention_mask is \[2, 6\]"),

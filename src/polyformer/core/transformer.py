@@ -261,8 +261,8 @@ class Stack(core.Module):
                 span.bias = self.bias(span, hidden.dtype)
         again = self.checkpoint_layers and self.training and cache is None and torch.is_grad_enabled()
         if again:  # what layers share has gradients of its own: it must not be made inside one of them
-            for layer, span in zip(self.config.layers, spans):
-                layer.attention.mask.bias_of(span)
+            for config, span in zip(self.config.layers, spans):
+                config.attention.mask.bias_of(span)
         states = [hidden] if output_hidden_states else None
         attentions: dict[int, Tensor] = {}
         cross_attentions: dict[int, Tensor] = {}
