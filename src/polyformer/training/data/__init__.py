@@ -1,0 +1,1 @@
+"""Data to train on: reading, cleaning, sample sets, stores of tokens, packing and loading."""
