@@ -1,0 +1,210 @@
+"""Batches for the steps of a training run: the same ones however many processes share the work."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from polyformer.errors import ConfigError, DataError, PolyformerError
+from polyformer.training.data.order import Order, Shuffled, generator_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Example = Mapping[str, Any]
+Batch = "dict[str, Tensor]"
+
+
+class Dataset(Protocol):
+    """Rows that can be read in any order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Preparer(Protocol):
+    """What a loader needs of an objective."""
+
+    def prepare(self, example: Example, random: np.random.Generator) -> Example: ...
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]: ...
+
+
+class Loader:
+    """The batches of every step, shuffled anew in each epoch.
+
+    The rows of step n are those at positions n * batch_size to (n + 1) * batch_size of an endless order that follows
+    from the seed alone; the end of one epoch and the beginning of the next share a step where the rows do not divide.
+    Each rank takes a contiguous slice. A row's noise follows from the seed, its epoch and its index. So neither the
+    number of ranks, nor the size of the micro-batches, nor where a run was resumed changes what a step learns from.
+
+    Args:
+        dataset: rows; one with a method ``order(seed)`` (a `Mixture`) says itself in which order it is read.
+        objective: makes noise (``prepare``) and batches (``collate``).
+        batch_size: rows of a whole step, over all ranks.
+        micro_batch_size: rows of one forward pass on one rank; all of the rank's at once where it is None.
+        prefetch: how many steps are made ahead, by threads; 0 makes them when they are asked for.
+
+    Attributes:
+        starved_seconds: how long `iterate` has waited for batches that were not ready.
+
+    Raises:
+        ConfigError: a size is not positive, or the ranks cannot share the rows evenly.
+        DataError: the dataset has no rows.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        objective: Preparer,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+        threads: int = 1,
+    ):
+        _check_sizes(batch_size, micro_batch_size, rank, world_size)
+        if batch_size % world_size:
+            raise ConfigError(
+                f"batch_size {batch_size} cannot be shared by {world_size} processes: make it a multiple of them"
+            )
+        if prefetch < 0 or threads < 1:
+            raise ConfigError(f"prefetch must be at least 0 and threads at least 1, not {prefetch} and {threads}")
+        if not len(dataset):
+            raise DataError("there are no rows to train on")
+        self.dataset = dataset
+        self.objective = objective
+        self.batch_size = batch_size
+        self.rank_rows = batch_size // world_size
+        self.micro_batch_size = min(micro_batch_size or self.rank_rows, self.rank_rows)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.prefetch = prefetch
+        self.threads = threads
+        self.starved_seconds = 0.0
+        self.order: Order = dataset.order(seed) if hasattr(dataset, "order") else Shuffled(len(dataset), seed)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every row is read once; seldom a whole number."""
+        return len(self.dataset) / self.batch_size
+
+    def rows(self, number: int) -> list[tuple[int, int]]:
+        """(epoch, index) of each row that this rank reads in a step."""
+        if number < 0:
+            raise ConfigError(f"steps are counted from 0, not {number}")
+        start = number * self.batch_size + self.rank * self.rank_rows
+        epochs, indices = self.order.rows(np.arange(start, start + self.rank_rows))
+        return list(zip(epochs.tolist(), indices.tolist()))
+
+    def step(self, number: int) -> list[dict[str, Tensor]]:
+        """The micro-batches of this rank in a step, counted from 0: a function of the seed and the number alone.
+
+        Raises:
+            DataError: a row cannot be made; the message names it.
+        """
+        rows = self.rows(number)
+        return [
+            _make_batch(self.dataset, self.objective, rows[start : start + self.micro_batch_size], self.seed)
+            for start in range(0, len(rows), self.micro_batch_size)
+        ]
+
+    def iterate(self, start: int = 0) -> Iterator[list[dict[str, Tensor]]]:
+        """The micro-batches of step ``start``, of the next one, and so on without end. Raises as `step`."""
+        number = start
+        if not self.prefetch:
+            while True:
+                begin = time.perf_counter()
+                batches = self.step(number)
+                self.starved_seconds += time.perf_counter() - begin
+                yield batches
+                number += 1
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
+        waiting: deque[Future[list[dict[str, Tensor]]]] = deque()
+        try:
+            while True:
+                while len(waiting) < self.prefetch:
+                    waiting.append(pool.submit(self.step, number))
+                    number += 1
+                begin = time.perf_counter()
+                batches = waiting.popleft().result()
+                self.starved_seconds += time.perf_counter() - begin
+                # The next one is begun before this one is used: while a step computes, `prefetch` are being made.
+                waiting.append(pool.submit(self.step, number))
+                number += 1
+                yield batches
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class EvaluationLoader:
+    """All rows once, in their own order, with noise that is equal each time.
+
+    Ranks share each batch in contiguous slices and take equally many turns; a rank without a row in the last batch
+    gets None for it.
+
+    Args: as of `Loader`; batch_size counts the rows of all ranks together.
+        limit: read so many rows at most, from the first on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        objective: Preparer,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | None = None,
+    ):
+        _check_sizes(batch_size, None, rank, world_size)
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit must be at least 1, not {limit}")
+        if not len(dataset):
+            raise DataError("there are no rows to evaluate on")
+        self.dataset = dataset
+        self.objective = objective
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.size = len(dataset) if limit is None else min(limit, len(dataset))
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return (self.size + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor] | None]:
+        for start in range(0, self.size, self.batch_size):
+            count = min(self.batch_size, self.size - start)
+            first, last = (count * part // self.world_size for part in (self.rank, self.rank + 1))
+            rows = [(0, start + place) for place in range(first, last)]
+            yield _make_batch(self.dataset, self.objective, rows, self.seed) if rows else None
+
+
+def _make_batch(dataset: Dataset, objective: Preparer, rows: Sequence[tuple[int, int]], seed: int) -> dict[str, Tensor]:
+    examples = []
+    for epoch, index in rows:
+        try:
+            examples.append(objective.prepare(dataset[index], generator_of(seed, epoch, index)))
+        except PolyformerError as error:
+            raise type(error)(f"row {index} of the data: {error}") from error
+    return objective.collate(examples)
+
+
+def _check_sizes(batch_size: int, micro_batch_size: int | None, rank: int, world_size: int) -> None:
+    if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1):
+        raise ConfigError(f"batch_size and micro_batch_size must be at least 1, not {batch_size}, {micro_batch_size}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is not one of {world_size} processes, which are counted from 0")

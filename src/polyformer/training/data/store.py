@@ -1,0 +1,459 @@
+"""Documents as token ids in files that are mapped into memory: written once, read in any order, of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyformer.errors import DataError, PolyformerError
+from polyformer.tokenizers.text import TextTokenizer
+from polyformer.training.data.columns import (
+    ColumnReader,
+    ColumnWriter,
+    TokenReader,
+    TokenWriter,
+    open_column,
+    writer_for,
+)
+from polyformer.training.data.tokenizing import TextEncoder
+
+FORMAT = 1
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 4096
+
+
+class TokenStore:
+    """Documents in a folder, by number: a dict of arrays, numbers and strings each.
+
+    ``store["input_ids"]`` is a whole column: ``tokens`` are all its ids in one array, mapped from its file, and those
+    of document i begin at ``offsets[i]``.
+    """
+
+    def __init__(self, folder: Path, description: Mapping[str, Any], columns: Mapping[str, ColumnReader]):
+        self.folder = folder
+        self.description = description
+        self._columns = columns
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TokenStore:
+        """The store in a folder.
+
+        Raises:
+            DataError: there is none, or a file of it is missing or has not the size it was written with.
+        """
+        path = Path(folder)
+        description = _read_description(path)
+        try:
+            columns = {
+                name: open_column(path, name, about, description["documents"])
+                for name, about in description["columns"].items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"the store in {path} is damaged (meta.json): delete the folder and build it again") from (
+                error
+            )
+        return cls(path, description, columns)
+
+    def __len__(self) -> int:
+        return int(self.description["documents"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return {name: column[index % len(self)] for name, column in self._columns.items()}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what a document holds."""
+        return tuple(self._columns)
+
+    def column(self, name: str) -> ColumnReader:
+        """
+        Raises:
+            DataError: the store has no such column.
+        """
+        if name not in self._columns:
+            raise DataError(f"the store in {self.folder} has no column {name!r}; it has {', '.join(self._columns)}")
+        return self._columns[name]
+
+    def tokens(self, name: str = "input_ids") -> TokenReader:
+        """A column of token ids. Raises DataError: there is none of that name."""
+        column = self.column(name)
+        if not isinstance(column, TokenReader):
+            raise DataError(f"the column {name!r} of the store in {self.folder} does not hold token ids")
+        return column
+
+    @property
+    def fingerprint(self) -> str:
+        """What the store was made of; see `fingerprint`."""
+        return str(self.description["fingerprint"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the tokenizer that it was made with."""
+        return int(self.description["vocab_size"])
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a document, if it was appended."""
+        found = self.description["appended_eos"]
+        return None if found is None else int(found)
+
+    @cached_property
+    def token_count(self) -> int:
+        """Token ids in all columns."""
+        return sum(len(column.tokens) for column in self._columns.values() if isinstance(column, TokenReader))
+
+
+def ids_name(field: str) -> str:
+    """The column that holds the token ids of a field: "text" becomes "input_ids", another field "<field>_ids"."""
+    return "input_ids" if field == "text" else f"{field}_ids"
+
+
+def fingerprint(tokenizer: TextTokenizer | None, data: Any, **settings: Any) -> str:
+    """A name for what a store is made of: data, tokenizer and settings.
+
+    Args:
+        data: what tells these documents from others, as JSON: a name and version, or names, sizes and times of files.
+    """
+    hashed = hashlib.sha256(json.dumps([FORMAT, data, settings], sort_keys=True, default=str).encode())
+    if tokenizer is not None:
+        hashed.update(tokenizer.backend.to_str().encode())
+        hashed.update(json.dumps(sorted(tokenizer.settings.special_tokens.items())).encode())
+    return hashed.hexdigest()[:32]
+
+
+def cached_store(
+    root: str | os.PathLike[str],
+    data: Any,
+    read: Callable[[], Iterable[Mapping[str, Any]]],
+    tokenizer: TextTokenizer | None,
+    **settings: Any,
+) -> TokenStore:
+    """The store of these documents below a folder: the one that is there, else a new one.
+
+    Args:
+        data: what tells these documents from others; see `fingerprint`.
+        read: gives the documents; called only if they have not been tokenized yet.
+        settings: as of `build_store`.
+
+    Raises:
+        DataError: see `build_store` and `TokenStore.open`.
+    """
+    made_by = {name: value for name, value in settings.items() if name not in ("workers", "progress")}
+    name = fingerprint(tokenizer, data, **made_by)
+    folder = Path(root) / name
+    if folder.exists():
+        store = TokenStore.open(folder)
+        if store.fingerprint != name:
+            raise DataError(f"the store in {folder} was made of something else: delete the folder")
+        return store
+    return build_store(read(), tokenizer, folder, made_of=name, **settings)
+
+
+def build_store(
+    documents: Iterable[Mapping[str, Any]],
+    tokenizer: TextTokenizer | None,
+    folder: str | os.PathLike[str],
+    *,
+    fields: Sequence[str] = ("text",),
+    keep: Sequence[str] = (),
+    append_eos: bool = True,
+    add_special_tokens: bool = False,
+    parse_special: bool = False,
+    workers: int = 1,
+    made_of: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> TokenStore:
+    """Tokenize documents and write them to a folder, which appears when all is there and not before.
+
+    Memory does not grow with the number of documents.
+
+    Args:
+        documents: a dict each; read once.
+        tokenizer: may be None where there are no fields to tokenize (pictures with labels).
+        fields: texts that become token ids, in columns named by `ids_name`.
+        keep: what is kept as it is: a number, a list of numbers, a string, or a picture (uint8 [height, width,
+            channels], all of one size).
+        append_eos: end each text with the tokenizer's end-of-sequence token, unless it ends so already.
+        add_special_tokens: put around each text what the model expects ([CLS] ... [SEP]).
+        parse_special: take "<|im_end|>" in a text for that token, and not for the characters that it is written with.
+        workers: processes that tokenize; with more than one, the calling program must be importable (guarded by
+            ``if __name__ == "__main__"``).
+        made_of: the fingerprint to be kept; without it, of the tokenizer and settings only.
+        progress: called with (documents done, None).
+
+    Raises:
+        DataError: no documents; a document lacks a field or holds the wrong kind of value; the folder is there already;
+            the disk is full.
+    """
+    target = Path(folder)
+    plan = _Plan(tuple(fields), tuple(keep), append_eos, add_special_tokens, parse_special)
+    plan.check(tokenizer)
+    if target.exists():
+        raise DataError(f"{target} exists already: open it with TokenStore.open, or delete it to build it again")
+    settings = {"fields": fields, "keep": keep, "append_eos": append_eos, "parse_special": parse_special}
+    made_of = made_of or fingerprint(tokenizer, None, add_special_tokens=add_special_tokens, **settings)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise DataError(f"cannot write a store to {target}: {error.strerror or error}") from error
+    try:
+        _write(temporary, documents, tokenizer, plan, workers, made_of, progress)
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, PolyformerError):
+            raise
+        if target.exists():  # another process was faster
+            return TokenStore.open(target)
+        raise DataError(f"cannot write a store to {target}: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return TokenStore.open(target)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of a document."""
+
+    fields: tuple[str, ...]
+    keep: tuple[str, ...]
+    append_eos: bool
+    add_special_tokens: bool
+    parse_special: bool
+
+    def check(self, tokenizer: TextTokenizer | None) -> None:
+        """
+        Raises:
+            DataError: nothing or the same thing twice is asked for, or the tokenizer cannot do it.
+        """
+        names = [ids_name(field) for field in self.fields] + list(self.keep)
+        if not names:
+            raise DataError("a store needs at least one field to tokenize or to keep")
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f"two columns of the store would be called {name!r}: rename a field of the documents")
+        if not self.fields:
+            return
+        if tokenizer is None:
+            raise DataError(f"the fields {', '.join(self.fields)} are to be tokenized, but there is no tokenizer")
+        if self.append_eos and tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer has no end-of-sequence token: name one, or set append_eos to false")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some documents, encoded: per field all ids and the length of each document; what is kept, as it came."""
+
+    count: int
+    tokens: list[tuple[np.ndarray, np.ndarray]]
+    kept: list[list[Any]]
+
+
+class _Encoder:
+    """Makes arrays of documents, in this process or in a worker."""
+
+    def __init__(self, tokenizer: TextTokenizer | None, plan: _Plan):
+        self._plan = plan
+        self._eos: int | None = None
+        self._dtype = np.dtype(np.uint32)
+        self._texts: TextEncoder | None = None
+        if tokenizer is not None:
+            self._dtype = ids_dtype(tokenizer)
+            self._eos = tokenizer.eos_token_id if plan.append_eos else None
+            self._texts = TextEncoder(
+                tokenizer, add_special_tokens=plan.add_special_tokens, parse_special=plan.parse_special
+            )
+
+    def __call__(self, first: int, batch: Sequence[Mapping[str, Any]]) -> _Piece:
+        tokens = [self._encode(first, batch, field) for field in self._plan.fields]
+        kept = [[_field(first + place, one, name) for place, one in enumerate(batch)] for name in self._plan.keep]
+        return _Piece(len(batch), tokens, kept)
+
+    def _encode(self, first: int, batch: Sequence[Mapping[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
+        assert self._texts is not None
+        texts = [_text(first + place, one, field) for place, one in enumerate(batch)]
+        try:
+            found = self._texts.encode_batch(texts)
+        except PolyformerError as error:
+            raise DataError(f"{field!r} of document {_guilty(self._texts, texts) + first}: {error}") from error
+        if self._eos is not None:
+            end = np.array([self._eos], np.uint32)
+            found = [ids if len(ids) and ids[-1] == self._eos else np.concatenate([ids, end]) for ids in found]
+        return np.concatenate(found).astype(self._dtype), np.fromiter(map(len, found), np.int64, len(found))
+
+
+def ids_dtype(tokenizer: TextTokenizer) -> np.dtype[Any]:
+    """The smallest type that holds the ids of a tokenizer."""
+    return np.dtype(np.uint16 if _largest_id(tokenizer) < 1 << 16 else np.uint32)
+
+
+def _largest_id(tokenizer: TextTokenizer) -> int:
+    return max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+
+
+def _write(
+    folder: Path,
+    documents: Iterable[Mapping[str, Any]],
+    tokenizer: TextTokenizer | None,
+    plan: _Plan,
+    workers: int,
+    made_of: str,
+    progress: Callable[[int, int | None], None] | None,
+) -> None:
+    """Write all columns and, at the end, what describes them."""
+    dtype = np.dtype(np.uint32) if tokenizer is None else ids_dtype(tokenizer)
+    names = [ids_name(field) for field in plan.fields]
+    tokens = {name: TokenWriter(folder, name, dtype) for name in names}
+    writers: dict[str, ColumnWriter] = dict(tokens)
+    count = 0
+    try:
+        for piece in _encoded(documents, tokenizer, plan, workers):
+            for name, (ids, lengths) in zip(names, piece.tokens):
+                tokens[name].write_many(ids, lengths)
+            for name, values in zip(plan.keep, piece.kept):
+                if name not in writers:
+                    writers[name] = writer_for(folder, name, values[0])
+                for place, value in enumerate(values):
+                    writers[name].write(value, f"{name!r} of document {count + place}")
+            count += piece.count
+            if progress is not None:
+                progress(count, None)
+        if not count:
+            raise DataError("there are no documents: look at the paths, the split and the filters of the data")
+        columns = {name: writer.finish() for name, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.close()
+    description = {
+        "format": FORMAT,
+        "fingerprint": made_of,
+        "documents": count,
+        "columns": columns,
+        "fields": list(plan.fields),
+        "vocab_size": 0 if tokenizer is None else max(tokenizer.vocab_size, _largest_id(tokenizer) + 1),
+        "appended_eos": tokenizer.eos_token_id if tokenizer is not None and plan.append_eos and plan.fields else None,
+    }
+    with (folder / "meta.json").open("w", encoding="utf-8") as file:
+        json.dump(description, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _encoded(
+    documents: Iterable[Mapping[str, Any]], tokenizer: TextTokenizer | None, plan: _Plan, workers: int
+) -> Iterator[_Piece]:
+    """The documents, encoded, in their order."""
+    batches = _batches(documents, plan)
+    if workers < 1:
+        raise DataError(f"workers must be at least 1, not {workers}")
+    if workers == 1:
+        encode = _Encoder(tokenizer, plan)
+        for first, batch in batches:
+            yield encode(first, batch)
+        return
+    # Fresh processes: copies of one with running threads can hang.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (_pack(tokenizer), plan))
+    waiting: deque[Future[_Piece]] = deque()
+    try:
+        for first, batch in batches:
+            waiting.append(pool.submit(_encode_in_worker, first, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(documents: Iterable[Mapping[str, Any]], plan: _Plan) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Documents in groups of about a million characters, each with the number of its first one."""
+    first, batch, size = 0, [], 0
+    for number, document in enumerate(documents):
+        batch.append({name: _field(number, document, name) for name in chain(plan.fields, plan.keep)})
+        size += sum(len(_text(number, document, field)) for field in plan.fields)
+        size += sum(getattr(batch[-1][name], "nbytes", 0) for name in plan.keep)
+        if size >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield first, batch
+            first, batch, size = number + 1, [], 0
+    if batch:
+        yield first, batch
+
+
+def _field(number: int, document: Mapping[str, Any], name: str) -> Any:
+    if not isinstance(document, Mapping):
+        raise DataError(f"document {number} is {type(document).__name__}, not a dict of fields")
+    if document.get(name) is None:
+        there = ", ".join(map(str, document)) or "nothing"
+        raise DataError(f"document {number} has no field {name!r}; it has {there}")
+    return document[name]
+
+
+def _text(number: int, document: Mapping[str, Any], name: str) -> str:
+    text = _field(number, document, name)
+    if not isinstance(text, str):
+        raise DataError(f"{name!r} of document {number} is {type(text).__name__}, not a text")
+    return text
+
+
+def _guilty(encoder: TextEncoder, texts: Sequence[str]) -> int:
+    """Which of these texts cannot be encoded."""
+    for place, text in enumerate(texts):
+        try:
+            encoder.encode_batch([text])
+        except PolyformerError:
+            return place
+    return 0
+
+
+# --- worker processes -----------------------------------------------------------------------------------------------
+
+_worker: _Encoder | None = None
+
+
+def _pack(tokenizer: TextTokenizer | None) -> tuple[str, Any] | None:
+    return None if tokenizer is None else (tokenizer.backend.to_str(), tokenizer.settings)
+
+
+def _start_worker(packed: tuple[str, Any] | None, plan: _Plan) -> None:
+    from tokenizers import Tokenizer
+
+    global _worker  # one encoder, whose table of words grows, serves all batches of this process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    tokenizer = None if packed is None else TextTokenizer(Tokenizer.from_str(packed[0]), packed[1])
+    _worker = _Encoder(tokenizer, plan)
+
+
+def _encode_in_worker(first: int, batch: Sequence[Mapping[str, Any]]) -> _Piece:
+    assert _worker is not None
+    return _worker(first, batch)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = "has no readable meta.json" if folder.is_dir() else "is no folder"
+        raise DataError(f"{folder} {what}: it is not a store of tokens; build one with build_store") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise DataError(f"{folder} is not a store of tokens of this version (format {FORMAT}): build it again")
+    return description

@@ -1,0 +1,224 @@
+"""Texts to token ids, millions a second: what a tokenizer makes of a word is asked once and remembered.
+
+Most tokenizers cut a text before spaces first and never look across such a cut. Where that is so by construction
+(`cuts_before`), a text's tokens are its words' tokens one after another, and a table of the words seen so far gives the
+same ids as the tokenizer itself. Other tokenizers encode whole texts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyformer.errors import TokenizerError
+from polyformer.tokenizers.text import TextTokenizer
+
+_SECTION = 1 << 20  # characters worked on at once, so that a text of any length takes little memory
+_LONGEST_RUN = 1 << 20  # a longer run without a cut is cut all the same
+_MOST_WORDS = 1 << 18  # the table is emptied when it has grown to this many words, or to as many ids:
+_MOST_IDS = 1 << 21
+
+_LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
+_DELETING_NORMALIZERS = {"BertNormalizer", "StripAccents"}  # may leave white space where there was a letter
+_SPACE_DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+_SPACE_KEEPING = {"Digits", "Punctuation"}  # cut further, at places that lie inside words
+
+# Patterns of `Split` that cut before the spaces between two words: those of GPT-2, GPT-4, Llama 3 and Qwen.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_KNOWN_SPLITS = {
+    _CONTRACTIONS + r"\p{N}{1,3}" + _REST,
+    _CONTRACTIONS + r"\p{N}" + _REST,
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+}
+
+
+class TextEncoder:
+    """The ids of texts as `TextTokenizer.encode_batch` gives them, as arrays.
+
+    One difference: a run of more than a million characters without a space is cut after each million.
+
+    Args:
+        add_special_tokens: add what the model expects around a text.
+        parse_special: text such as "<|im_end|>" becomes that token; False takes it as the plain text that it is.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, *, add_special_tokens: bool = False, parse_special: bool = False):
+        self._tokenizer = tokenizer
+        self._parse_special = parse_special
+        self._before, self._after = _special_tokens_around(tokenizer) if add_special_tokens else ([], [])
+        description = json.loads(tokenizer.backend.to_str())
+        blanks = cuts_before(description)
+        self._words = _WordTable(self._encode_plainly, blanks) if blanks else None
+        # A token that takes the spaces around it with it, or has some inside, is found in whole texts only.
+        self._needs_whole = [token["content"] for token in description["added_tokens"] if _reaches_over_spaces(token)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """uint32 ids of each text. Raises TokenizerError: a text is no valid Unicode."""
+        if self._words is None:
+            found = [np.array(ids, np.uint32) for ids in self._encode_plainly(texts)]
+        else:
+            found = [self._encode(text, self._words) for text in texts]
+        if not self._before and not self._after:
+            return found
+        return [np.concatenate([self._before, ids, self._after]).astype(np.uint32) for ids in found]
+
+    def _encode(self, text: str, words: _WordTable) -> np.ndarray:
+        if any(content in text for content in self._needs_whole):
+            return np.array(self._encode_plainly([text])[0], np.uint32)
+        parts = [words.encode(section) for section in words.sections(text)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
+
+    def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer.encode_batch(texts, add_special_tokens=False, parse_special=self._parse_special)
+
+
+class _WordTable(dict[str, int]):
+    """The number of every word seen so far, and where its ids are."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], list[list[int]]], blanks: str):
+        super().__init__()
+        self._encode = encode
+        # A piece begins with a blank that follows something else than white space. Other white space, about which
+        # Python and the tokenizers' Rust may differ, begins none.
+        inside = rf"(?:[^\S{blanks}]\s*\S+)*(?:[^\S{blanks}]\s*\Z)?"
+        self._pieces = re.compile(rf"\s*\S+{inside}|\s+\Z")
+        self._cut = re.compile(rf"(?<=\S)[{blanks}]")
+        self._forget()
+
+    def _forget(self) -> None:
+        self.clear()
+        self._new: list[str] = []
+        self._ids = np.empty(0, np.uint32)
+        self._starts = np.empty(0, np.int64)
+        self._lengths = np.empty(0, np.int64)
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        self._new.append(word)
+        return number
+
+    def sections(self, text: str) -> Iterator[str]:
+        """The text in parts that can be encoded one after another."""
+        start = 0
+        while len(text) - start > _SECTION:
+            cut = self._cut.search(text, start + _SECTION, start + _SECTION + _LONGEST_RUN)
+            end = cut.start() if cut else start + _SECTION + _LONGEST_RUN
+            yield text[start:end]
+            start = end
+        if start < len(text):
+            yield text[start:]
+
+    def encode(self, text: str) -> np.ndarray:
+        """uint32 ids of a text that is not too long."""
+        if len(self) > _MOST_WORDS or len(self._ids) > _MOST_IDS:
+            self._forget()
+        words = self._pieces.findall(text)
+        numbers = np.fromiter(map(self.__getitem__, words), np.int64, len(words))
+        if self._new:
+            self._learn()
+        lengths = self._lengths[numbers]
+        ends = np.cumsum(lengths)
+        places = np.repeat(self._starts[numbers] - ends + lengths, lengths)
+        places += np.arange(len(places))
+        return self._ids[places]
+
+    def _learn(self) -> None:
+        new, self._new = self._new, []
+        try:
+            found = self._encode(new)
+        except TokenizerError:
+            self._forget()  # words that have no ids must not stay
+            raise
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        starts = len(self._ids) + np.cumsum(lengths) - lengths
+        flat = np.fromiter((number for ids in found for number in ids), np.uint32, int(lengths.sum()))
+        self._ids = np.concatenate([self._ids, flat])
+        self._starts = np.concatenate([self._starts, starts])
+        self._lengths = np.concatenate([self._lengths, lengths])
+
+
+def cuts_before(description: Mapping[str, Any]) -> str:
+    """The characters before which a tokenizer always cuts, if they follow anything but white space.
+
+    Args:
+        description: what is in a tokenizer.json.
+
+    Returns:
+        " \\n", " ", or "" where it cannot be told.
+    """
+    if description["model"].get("dropout"):
+        return ""  # the same word is not always the same ids
+    steps = _flat(description["pre_tokenizer"], "pretokenizers")
+    blanks = [_cuts_of(step) for step in steps]
+    if not any(blanks) or None in blanks:
+        return ""
+    drops_space = steps[0]["type"] in _SPACE_DROPPING
+    if not all(_is_local(step, drops_space) for step in _flat(description["normalizer"], "normalizers")):
+        return ""
+    if description["normalizer"] and any(
+        token["normalized"] and _reaches_over_spaces(token) for token in description["added_tokens"]
+    ):
+        return ""  # such a token can be hidden in a text before it is normalized
+    return min((found for found in blanks if found), key=len)
+
+
+def _cuts_of(step: Mapping[str, Any]) -> str | None:
+    """The characters that a step of pre-tokenizing cuts before; "" if none, None if that cannot be told."""
+    kind = step["type"]
+    if kind in _SPACE_DROPPING:
+        return " \n"
+    if kind in _SPACE_KEEPING:
+        return ""
+    if kind == "ByteLevel":
+        if not step.get("use_regex", True):
+            return None if step["add_prefix_space"] else ""
+        # A space is put before what does not begin with one, which a piece that begins with a newline does not.
+        return " " if step["add_prefix_space"] else " \n"
+    if kind == "Metaspace":
+        return " " if step.get("split", True) else None
+    if kind == "Split":
+        known = step["pattern"].get("Regex") in _KNOWN_SPLITS and step["behavior"] == "Isolated" and not step["invert"]
+        return " " if known else None
+    return None
+
+
+def _is_local(step: Mapping[str, Any], drops_space: bool) -> bool:
+    """Whether normalizing the parts of a text that is cut before a space gives the parts of the normalized text."""
+    kind = step["type"]
+    if kind in _LOCAL_NORMALIZERS:
+        return True
+    if kind in _DELETING_NORMALIZERS:
+        return drops_space
+    if kind == "Replace":
+        if step["pattern"].get("Regex") == " {2,}":
+            return step["content"] in (" ", "▁")
+        replaced = step["pattern"].get("String", " ")
+        return bool(replaced.strip() and step["content"].strip()) and not re.search(r"\s", replaced + step["content"])
+    return False
+
+
+def _flat(step: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
+    """The steps of a sequence, which may hold sequences."""
+    if step is None:
+        return []
+    return [one for part in step[members] for one in _flat(part, members)] if step["type"] == "Sequence" else [step]
+
+
+def _reaches_over_spaces(token: Mapping[str, Any]) -> bool:
+    return token["lstrip"] or token["rstrip"] or bool(re.search(r"\s", token["content"]))
+
+
+def _special_tokens_around(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    around = tokenizer.encode("")
+    word = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    for place in range(len(around) + 1):
+        if around[:place] + word + around[place:] == whole:
+            return around[:place], around[place:]
+    raise TokenizerError("this tokenizer does not put the same special tokens around every text")
