@@ -22,7 +22,7 @@ FLOORS = [
     {"generation"},
     {"tokenizers"},
     {"families"},
-    {"objectives"},
+    {"objectives", "baselines"},
     {"core"},
     {"errors"},
 ]

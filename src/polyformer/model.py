@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
+from polyformer.baselines import ConvolutionLM, RecurrentLM, RecurrentTranslator
 from polyformer.core.config import Config
 from polyformer.core.dual_encoder import DualEncoder
 from polyformer.core.encoder import EncoderOnly
@@ -38,7 +39,13 @@ if TYPE_CHECKING:
 Ids: TypeAlias = "Sequence[int] | Tensor"
 Prompt: TypeAlias = "str | Ids"
 Message: TypeAlias = "Mapping[str, Any]"
-AnyNetwork: TypeAlias = "DecoderOnly | EncoderOnly | EncoderDecoder | DualEncoder"
+AnyNetwork: TypeAlias = (
+    "DecoderOnly | EncoderOnly | EncoderDecoder | DualEncoder | RecurrentLM | ConvolutionLM | RecurrentTranslator"
+)
+
+# What goes on with a text, and what turns one into another.
+CONTINUING = (DecoderOnly, RecurrentLM, ConvolutionLM)
+TURNING = (EncoderDecoder, RecurrentTranslator)
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -158,10 +165,10 @@ def build(
             network = config.build()
         finally:
             torch.set_default_dtype(usual)
-    if not isinstance(network, (DecoderOnly, EncoderOnly, EncoderDecoder, DualEncoder)):
+    if not isinstance(network, (*CONTINUING, *TURNING, EncoderOnly, DualEncoder)):
         raise ConfigError(
             f"{config.kind} is a part, not a whole network: build the Config of a DecoderOnly, EncoderOnly, "
-            "EncoderDecoder or DualEncoder"
+            "EncoderDecoder or DualEncoder, or of a network of polyformer.baselines"
         )
     return Model(network, family)
 
@@ -328,9 +335,10 @@ class Model:
         """The names of the methods that this model can serve."""
         has_text = self.tokenizer is not None
         network, reads = self.network, inputs_of(self.config)
-        if isinstance(network, DecoderOnly):
+        if isinstance(network, CONTINUING):
             can_chat = self.tokenizer is not None and bool(self.tokenizer.chat_templates)
-            extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if has_text else ()))
+            can_embed = has_text and isinstance(network, DecoderOnly)
+            extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if can_embed else ()))
             return ("generate", "stream", "score", *extra)
         if isinstance(network, DualEncoder):
             texts = ("embed",) if "input_ids" in reads and has_text else ()
@@ -386,7 +394,7 @@ class Model:
         chosen = self._settings(settings, options)
         many: Sequence[Any] = given if together else [given]
         ids = [self._ids(prompt) for prompt in many]
-        if isinstance(self.network, EncoderDecoder):
+        if isinstance(self.network, TURNING):
             sources = [sequence_to_sequence.fitting(self, one) for one in ids]
             results = sequence_to_sequence.generate_from(self, sources, chosen, cache_kind=cache_kind)
         else:
@@ -424,7 +432,7 @@ class Model:
         """
         self._require("stream")
         ids, chosen, ends = self._ids(prompt), self._settings(settings, options), self.eos_token_ids
-        if isinstance(self.network, EncoderDecoder):
+        if isinstance(self.network, TURNING):
             if read_text is not None:
                 raise GenerationError("read_text is for decoders: an encoder-decoder reads every source anew")
             source = sequence_to_sequence.fitting(self, ids)
@@ -700,7 +708,7 @@ class Model:
             values["negative_prompt"] = self._ids(values["negative_prompt"])
         if settings is not None:
             return settings.replace(**values)
-        if isinstance(self.network, EncoderDecoder):
+        if isinstance(self.network, TURNING):
             return GenerationSettings.from_options({**sequence_to_sequence.own_options(self, values), **values})
         asked = GenerationSettings.from_options(values)
         return asked.replace(**{name: value for name, value in self._defaults_for(asked).items() if name not in values})

@@ -1,4 +1,5 @@
-"""Any network of the core, saved as it is: the config tree as plain data, the weights under our own names.
+"""Any network of the core or the baselines, saved as it is: the config tree as plain data, the weights under our own
+names.
 
 For networks that no public architecture describes: a composition of one's own, or PaLM, which has no public class.
 """
@@ -20,6 +21,8 @@ class _SameNames(WeightTable):
 
 
 def read(config: ConfigReader) -> Any:
+    import polyformer.baselines  # noqa: F401 (their configs become known by name)
+
     return Config.from_dict(config("network", kind=dict))
 
 
