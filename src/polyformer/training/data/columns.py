@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,62 +43,81 @@ class _File:
     def __init__(self, folder: Path, name: str, dtype: Any):
         self.dtype = np.dtype(dtype)
         self.count = 0
-        self._file = (folder / name).open("wb")
+        self._path = folder / name
+        with self._told():
+            self._file = self._path.open("wb")
 
     def write(self, values: Any) -> None:
+        """Numbers, counted one by one."""
         array = np.ascontiguousarray(values, self.dtype)
-        self._file.write(array.data)
+        with self._told():
+            self._file.write(array.data)
         self.count += array.size
 
     def write_bytes(self, data: bytes) -> None:
-        self._file.write(data)
+        """Bytes, counted one by one."""
+        with self._told():
+            self._file.write(data)
         self.count += len(data)
 
     def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """All that was written is on the disk."""
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of bytes that are not needed: `finish` has seen to the others
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"cannot write {self._path} of a store: {error.strerror or error}; make room or choose another folder"
+            ) from error
 
 
-class TokenWriter:
+class ListWriter:
     """Lists of whole numbers of any length: one file of all of them, one of where each document's begin."""
 
-    kind = "tokens"
+    kind = "list"
 
-    def __init__(self, folder: Path, name: str, dtype: Any):
-        self._tokens = _File(folder, f"{name}.bin", dtype)
+    def __init__(self, folder: Path, name: str, dtype: Any = np.int64):
+        self._numbers = _File(folder, f"{name}.bin", dtype)
         self._offsets = _File(folder, f"{name}.offsets.bin", np.int64)
         self._offsets.write([0])
 
     def write(self, value: Any, where: str) -> None:
+        """See `ColumnWriter`."""
         array = np.asarray(value)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
             raise DataError(f"{where} is {_kind(value)}, but those before are lists of whole numbers")
         self.write_many(array, np.array([len(array)]))
 
-    def write_many(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """All ids of some documents, and the length of each."""
-        self._offsets.write(self._tokens.count + np.cumsum(lengths))
-        self._tokens.write(ids)
+    def write_many(self, numbers: np.ndarray, lengths: np.ndarray) -> None:
+        """All numbers of some documents, and how many each has."""
+        self._offsets.write(self._numbers.count + np.cumsum(lengths))
+        self._numbers.write(numbers)
 
     def finish(self) -> dict[str, Any]:
         """See `ColumnWriter`."""
-        self._tokens.finish()
+        self._numbers.finish()
         self._offsets.finish()
-        return {"kind": self.kind, "dtype": self._tokens.dtype.name, "count": self._tokens.count}
+        return {"kind": self.kind, "dtype": self._numbers.dtype.name, "count": self._numbers.count}
 
     def close(self) -> None:
         """See `ColumnWriter`."""
-        self._tokens.close()
+        self._numbers.close()
         self._offsets.close()
 
 
-class ListWriter(TokenWriter):
-    """Lists of numbers that are no token ids, such as a label for each word."""
+class TokenWriter(ListWriter):
+    """Token ids, in the smallest type that holds them."""
 
-    kind = "list"
+    kind = "tokens"
 
 
 class ArrayWriter:
@@ -114,7 +134,7 @@ class ArrayWriter:
         """See `ColumnWriter`."""
         array = np.asarray(value)
         if array.shape != self._shape or array.dtype.kind not in "iubf":
-            shape = f"of shape {list(self._shape)}" if self._shape else "single numbers"
+            shape = f"of shape {list(self._shape)}: make all of one size" if self._shape else "single numbers"
             raise DataError(f"{where} is {_kind(value)}, but those before are {shape}")
         if self._whole and array.dtype.kind == "f":
             raise DataError(f"{where} is {value}, but those before are whole numbers: write them all with a point")
@@ -168,32 +188,32 @@ def writer_for(folder: Path, name: str, first: Any) -> ColumnWriter:
     if isinstance(first, str):
         return TextWriter(folder, name)
     if isinstance(first, (list, tuple)) and all(isinstance(one, int) for one in first):
-        return ListWriter(folder, name, np.int64)
+        return ListWriter(folder, name)
     array = np.asarray(first)
     if array.dtype.kind in "iubf":
         return ArrayWriter(folder, name, first)
     raise DataError(f"{name!r} of the first document is {_kind(first)}: kept are numbers, lists, strings and pictures")
 
 
-class TokenReader:
-    """Lists of token ids.
+class ListReader:
+    """Lists of whole numbers.
 
     Attributes:
-        tokens: all ids of all documents, one after another. [tokens]
+        numbers: all of all documents, one after another.
         offsets: where those of each document begin, and the end of the last. int64 [documents + 1]
     """
 
-    def __init__(self, tokens: np.ndarray, offsets: np.ndarray):
-        self.tokens = tokens
+    def __init__(self, numbers: np.ndarray, offsets: np.ndarray):
+        self.numbers = numbers
         self.offsets = offsets
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """int64 ids of a document."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
+        """int64 numbers of a document."""
+        return self.numbers[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
 
 
-class ListReader(TokenReader):
-    """Lists of other numbers."""
+class TokenReader(ListReader):
+    """Token ids."""
 
 
 class ArrayReader:
@@ -225,13 +245,15 @@ def open_column(folder: Path, name: str, about: Mapping[str, Any], documents: in
         DataError: a file is missing or has not the size that it was written with.
     """
     kind = about["kind"]
+    if kind not in ("array", "text", "tokens", "list"):
+        raise DataError(f"the store in {folder} has a column of unknown kind {kind!r}: build it again")
     if kind == "array":
         shape = (documents, *about["shape"])
         return ArrayReader(_map(folder / f"{name}.bin", about["dtype"], shape))
     offsets = _map(folder / f"{name}.offsets.bin", "int64", (documents + 1,))
     if kind == "text":
         return TextReader(_map(folder / f"{name}.jsonl", "uint8", (about["count"],)), offsets)
-    reader = {"tokens": TokenReader, "list": ListReader}[kind]
+    reader = TokenReader if kind == "tokens" else ListReader
     return reader(_map(folder / f"{name}.bin", about["dtype"], (about["count"],)), offsets)
 
 

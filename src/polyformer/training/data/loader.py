@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from polyformer.errors import ConfigError, DataError, PolyformerError
-from polyformer.training.data.order import Order, Shuffled, generator_of
+from polyformer.training.data.order import generator_of, order_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Example = Mapping[str, Any]
-Batch = "dict[str, Tensor]"
+_NAMED_ROWS = 8
 
 
 class Dataset(Protocol):
@@ -92,7 +92,7 @@ class Loader:
         self.prefetch = prefetch
         self.threads = threads
         self.starved_seconds = 0.0
-        self.order: Order = dataset.order(seed) if hasattr(dataset, "order") else Shuffled(len(dataset), seed)
+        self.order = order_of(dataset, seed)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -101,11 +101,24 @@ class Loader:
 
     def rows(self, number: int) -> list[tuple[int, int]]:
         """(epoch, index) of each row that this rank reads in a step."""
-        if number < 0:
-            raise ConfigError(f"steps are counted from 0, not {number}")
-        start = number * self.batch_size + self.rank * self.rank_rows
-        epochs, indices = self.order.rows(np.arange(start, start + self.rank_rows))
+        epochs, indices = self._positions(number * self.batch_size + self.rank * self.rank_rows, self.rank_rows)
         return list(zip(epochs.tolist(), indices.tolist()))
+
+    def _positions(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if start < 0:
+            raise ConfigError(f"steps are counted from 0, not {start // self.batch_size}")
+        return self.order.rows(np.arange(start, start + count))
+
+    def describe(self, number: int) -> str:
+        """For people: which rows all ranks read in a step, so that they can be looked at."""
+        epochs, indices = self._positions(number * self.batch_size, self.batch_size)
+        by_epoch = [(epoch, indices[epochs == epoch].tolist()) for epoch in np.unique(epochs)]
+        parts = []
+        for epoch, rows in by_epoch:
+            named = ", ".join(map(str, rows[:_NAMED_ROWS]))
+            more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+            parts.append(f"rows {named}{more} (epoch {epoch})")
+        return "; ".join(parts)
 
     def step(self, number: int) -> list[dict[str, Tensor]]:
         """The micro-batches of this rank in a step, counted from 0: a function of the seed and the number alone.

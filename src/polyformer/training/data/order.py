@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -69,6 +69,12 @@ class Mixed:
             epochs[mine], rows = self._orders[number].rows(own)
             indices[mine] = rows + self._starts[number]
         return epochs, indices
+
+
+def order_of(dataset: Any, seed: int) -> Order:
+    """The order that a dataset asks for, or that of `Shuffled`."""
+    found: Order = dataset.order(seed) if hasattr(dataset, "order") else Shuffled(len(dataset), seed)
+    return found
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:

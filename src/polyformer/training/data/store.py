@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from polyformer.checkpoints.disk import only_one_process
 from polyformer.errors import DataError, PolyformerError
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data.columns import (
@@ -29,7 +30,7 @@ from polyformer.training.data.columns import (
     open_column,
     writer_for,
 )
-from polyformer.training.data.tokenizing import TextEncoder
+from polyformer.training.data.tokenizing import Ids, TextEncoder, special_tokens_around
 
 FORMAT = 1
 _BATCH_CHARACTERS = 1 << 20
@@ -39,8 +40,7 @@ _BATCH_DOCUMENTS = 4096
 class TokenStore:
     """Documents in a folder, by number: a dict of arrays, numbers and strings each.
 
-    ``store["input_ids"]`` is a whole column: ``tokens`` are all its ids in one array, mapped from its file, and those
-    of document i begin at ``offsets[i]``.
+    Whole columns are arrays too, mapped from their files: see `tokens` and `column`.
     """
 
     def __init__(self, folder: Path, description: Mapping[str, Any], columns: Mapping[str, ColumnReader]):
@@ -81,6 +81,11 @@ class TokenStore:
         """Names of what a document holds."""
         return tuple(self._columns)
 
+    @cached_property
+    def token_columns(self) -> tuple[str, ...]:
+        """Names of the columns of token ids."""
+        return tuple(name for name, column in self._columns.items() if isinstance(column, TokenReader))
+
     def column(self, name: str) -> ColumnReader:
         """
         Raises:
@@ -108,20 +113,19 @@ class TokenStore:
         return int(self.description["vocab_size"])
 
     @property
-    def eos_token_id(self) -> int | None:
-        """The token that ends a document, if it was appended."""
-        found = self.description["appended_eos"]
-        return None if found is None else int(found)
+    def ending(self) -> int:
+        """How many tokens at the end of a document are not of its text ([SEP], the end of the sequence)."""
+        return int(self.description["ending"])
 
     @cached_property
     def token_count(self) -> int:
         """Token ids in all columns."""
-        return sum(len(column.tokens) for column in self._columns.values() if isinstance(column, TokenReader))
+        return sum(len(self.tokens(name).numbers) for name in self.token_columns)
 
 
 def ids_name(field: str) -> str:
-    """The column that holds the token ids of a field: "text" becomes "input_ids", another field "<field>_ids"."""
-    return "input_ids" if field == "text" else f"{field}_ids"
+    """The column of the token ids of a field: "input_ids" of "text", "words" and "caption", else "<field>_ids"."""
+    return "input_ids" if field in ("text", "words", "caption") else f"{field}_ids"
 
 
 def fingerprint(tokenizer: TextTokenizer | None, data: Any, **settings: Any) -> str:
@@ -157,12 +161,17 @@ def cached_store(
     made_by = {name: value for name, value in settings.items() if name not in ("workers", "progress")}
     name = fingerprint(tokenizer, data, **made_by)
     folder = Path(root) / name
-    if folder.exists():
-        store = TokenStore.open(folder)
-        if store.fingerprint != name:
-            raise DataError(f"the store in {folder} was made of something else: delete the folder")
-        return store
-    return build_store(read(), tokenizer, folder, made_of=name, **settings)
+    if not folder.exists():
+        # All processes of a run come here at once: one tokenizes, the others wait for it.
+        with only_one_process(folder.with_name(f".{name}.lock")):
+            for leftover in folder.parent.glob(f".{name}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not folder.exists():
+                return build_store(read(), tokenizer, folder, made_of=name, **settings)
+    store = TokenStore.open(folder)
+    if store.fingerprint != name:
+        raise DataError(f"the store in {folder} was made of something else: delete the folder")
+    return store
 
 
 def build_store(
@@ -186,7 +195,8 @@ def build_store(
     Args:
         documents: a dict each; read once.
         tokenizer: may be None where there are no fields to tokenize (pictures with labels).
-        fields: texts that become token ids, in columns named by `ids_name`.
+        fields: texts that become token ids, in columns named by `ids_name`. A text may also come as a list of words;
+            then the column "word_starts" says at which of its tokens each word begins (-1 for a word without any).
         keep: what is kept as it is: a number, a list of numbers, a string, or a picture (uint8 [height, width,
             channels], all of one size).
         append_eos: end each text with the tokenizer's end-of-sequence token, unless it ends so already.
@@ -216,17 +226,12 @@ def build_store(
     try:
         _write(temporary, documents, tokenizer, plan, workers, made_of, progress)
         os.chmod(temporary, 0o755)
-        os.rename(temporary, target)
-    except OSError as error:
+        try:
+            os.rename(temporary, target)
+        except OSError as error:
+            raise DataError(f"cannot move a store to {target}: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, PolyformerError):
-            raise
-        if target.exists():  # another process was faster
-            return TokenStore.open(target)
-        raise DataError(f"cannot write a store to {target}: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return TokenStore.open(target)
 
 
@@ -239,6 +244,15 @@ class _Plan:
     append_eos: bool
     add_special_tokens: bool
     parse_special: bool
+
+    def encoder(self, tokenizer: TextTokenizer) -> TextEncoder:
+        """What encodes texts as it says."""
+        return TextEncoder(
+            tokenizer,
+            add_special_tokens=self.add_special_tokens,
+            parse_special=self.parse_special,
+            end=tokenizer.eos_token_id if self.append_eos else None,
+        )
 
     def check(self, tokenizer: TextTokenizer | None) -> None:
         """
@@ -261,10 +275,11 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some documents, encoded: per field all ids and the length of each document; what is kept, as it came."""
+    """Some documents, encoded: the ids of each field, where words begin, and what is kept, as it came."""
 
     count: int
-    tokens: list[tuple[np.ndarray, np.ndarray]]
+    tokens: list[Ids]
+    word_starts: list[np.ndarray] | None
     kept: list[list[Any]]
 
 
@@ -273,32 +288,50 @@ class _Encoder:
 
     def __init__(self, tokenizer: TextTokenizer | None, plan: _Plan):
         self._plan = plan
-        self._eos: int | None = None
-        self._dtype = np.dtype(np.uint32)
-        self._texts: TextEncoder | None = None
-        if tokenizer is not None:
-            self._dtype = ids_dtype(tokenizer)
-            self._eos = tokenizer.eos_token_id if plan.append_eos else None
-            self._texts = TextEncoder(
-                tokenizer, add_special_tokens=plan.add_special_tokens, parse_special=plan.parse_special
-            )
+        self._texts = None if tokenizer is None or not plan.fields else plan.encoder(tokenizer)
 
     def __call__(self, first: int, batch: Sequence[Mapping[str, Any]]) -> _Piece:
-        tokens = [self._encode(first, batch, field) for field in self._plan.fields]
+        tokens, word_starts = [], None
+        for field in self._plan.fields:
+            texts = [_text(first + place, one, field) for place, one in enumerate(batch)]
+            if isinstance(texts[0], str):
+                tokens.append(self._tokens(first, field, texts))
+            else:
+                ids, word_starts = self._tokens_of_words(first, field, texts)
+                tokens.append(ids)
         kept = [[_field(first + place, one, name) for place, one in enumerate(batch)] for name in self._plan.keep]
-        return _Piece(len(batch), tokens, kept)
+        return _Piece(len(batch), tokens, word_starts, kept)
 
-    def _encode(self, first: int, batch: Sequence[Mapping[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, first: int, field: str, texts: Sequence[Any]) -> Ids:
         assert self._texts is not None
-        texts = [_text(first + place, one, field) for place, one in enumerate(batch)]
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"{field!r} of document {first + place} is a list, but those before are texts")
         try:
-            found = self._texts.encode_batch(texts)
+            return self._texts.encode_batch(texts)
         except PolyformerError as error:
-            raise DataError(f"{field!r} of document {_guilty(self._texts, texts) + first}: {error}") from error
-        if self._eos is not None:
-            end = np.array([self._eos], np.uint32)
-            found = [ids if len(ids) and ids[-1] == self._eos else np.concatenate([ids, end]) for ids in found]
-        return np.concatenate(found).astype(self._dtype), np.fromiter(map(len, found), np.int64, len(found))
+            raise DataError(f"{field!r} of document {first + self._guilty(texts)}: {error}") from error
+
+    def _tokens_of_words(self, first: int, field: str, texts: Sequence[Any]) -> tuple[Ids, list[np.ndarray]]:
+        assert self._texts is not None
+        for place, words in enumerate(texts):
+            if isinstance(words, str):
+                raise DataError(f"{field!r} of document {first + place} is a text, but those before are lists of words")
+        try:
+            return self._texts.encode_words(texts)
+        except PolyformerError as error:
+            guilty = first + self._guilty([" ".join(words) for words in texts])
+            raise DataError(f"{field!r} of document {guilty}: {error}") from error
+
+    def _guilty(self, texts: Sequence[str]) -> int:
+        """Which of these texts cannot be encoded."""
+        assert self._texts is not None
+        for place, text in enumerate(texts):
+            try:
+                self._texts.encode_batch([text])
+            except PolyformerError:
+                return place
+        return 0
 
 
 def ids_dtype(tokenizer: TextTokenizer) -> np.dtype[Any]:
@@ -320,16 +353,18 @@ def _write(
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
     """Write all columns and, at the end, what describes them."""
-    dtype = np.dtype(np.uint32) if tokenizer is None else ids_dtype(tokenizer)
-    names = [ids_name(field) for field in plan.fields]
-    tokens = {name: TokenWriter(folder, name, dtype) for name in names}
-    writers: dict[str, ColumnWriter] = dict(tokens)
+    writers: dict[str, ColumnWriter] = {}
     count = 0
     try:
+        tokens = [TokenWriter(folder, ids_name(field), ids_dtype(tokenizer)) for field in plan.fields if tokenizer]
+        writers.update({ids_name(field): writer for field, writer in zip(plan.fields, tokens)})
         for piece in _encoded(documents, tokenizer, plan, workers):
-            for name, (ids, lengths) in zip(names, piece.tokens):
-                tokens[name].write_many(ids, lengths)
-            for name, values in zip(plan.keep, piece.kept):
+            for writer, ids in zip(tokens, piece.tokens):
+                writer.write_many(ids.all, ids.lengths)
+            kept = dict(zip(plan.keep, piece.kept))
+            if piece.word_starts is not None:
+                kept["word_starts"] = list(piece.word_starts)
+            for name, values in kept.items():
                 if name not in writers:
                     writers[name] = writer_for(folder, name, values[0])
                 for place, value in enumerate(values):
@@ -341,21 +376,37 @@ def _write(
             raise DataError("there are no documents: look at the paths, the split and the filters of the data")
         columns = {name: writer.finish() for name, writer in writers.items()}
     finally:
-        for writer in writers.values():
-            writer.close()
+        for open_writer in writers.values():
+            open_writer.close()
     description = {
         "format": FORMAT,
         "fingerprint": made_of,
         "documents": count,
         "columns": columns,
-        "fields": list(plan.fields),
         "vocab_size": 0 if tokenizer is None else max(tokenizer.vocab_size, _largest_id(tokenizer) + 1),
-        "appended_eos": tokenizer.eos_token_id if tokenizer is not None and plan.append_eos and plan.fields else None,
+        "ending": _ending(tokenizer, plan),
     }
-    with (folder / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(description, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_json(folder / "meta.json", description)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another folder"
+        ) from error
+
+
+def _ending(tokenizer: TextTokenizer | None, plan: _Plan) -> int:
+    """See `TokenStore.ending`."""
+    if tokenizer is None or not plan.fields:
+        return 0
+    after = special_tokens_around(tokenizer)[1] if plan.add_special_tokens else []
+    return len(after) + (plan.append_eos and tokenizer.eos_token_id not in after[-1:])
 
 
 def _encoded(
@@ -388,8 +439,11 @@ def _batches(documents: Iterable[Mapping[str, Any]], plan: _Plan) -> Iterator[tu
     """Documents in groups of about a million characters, each with the number of its first one."""
     first, batch, size = 0, [], 0
     for number, document in enumerate(documents):
+        if not isinstance(document, Mapping):
+            raise DataError(f"document {number} is {type(document).__name__}, not a dict of fields")
         batch.append({name: _field(number, document, name) for name in chain(plan.fields, plan.keep)})
-        size += sum(len(_text(number, document, field)) for field in plan.fields)
+        for text in (_text(number, document, field) for field in plan.fields):
+            size += len(text) if isinstance(text, str) else sum(map(len, text))
         size += sum(getattr(batch[-1][name], "nbytes", 0) for name in plan.keep)
         if size >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
             yield first, batch
@@ -399,29 +453,19 @@ def _batches(documents: Iterable[Mapping[str, Any]], plan: _Plan) -> Iterator[tu
 
 
 def _field(number: int, document: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(document, Mapping):
-        raise DataError(f"document {number} is {type(document).__name__}, not a dict of fields")
     if document.get(name) is None:
         there = ", ".join(map(str, document)) or "nothing"
         raise DataError(f"document {number} has no field {name!r}; it has {there}")
     return document[name]
 
 
-def _text(number: int, document: Mapping[str, Any], name: str) -> str:
+def _text(number: int, document: Mapping[str, Any], name: str) -> str | Sequence[str]:
     text = _field(number, document, name)
-    if not isinstance(text, str):
-        raise DataError(f"{name!r} of document {number} is {type(text).__name__}, not a text")
-    return text
-
-
-def _guilty(encoder: TextEncoder, texts: Sequence[str]) -> int:
-    """Which of these texts cannot be encoded."""
-    for place, text in enumerate(texts):
-        try:
-            encoder.encode_batch([text])
-        except PolyformerError:
-            return place
-    return 0
+    if isinstance(text, str):
+        return text
+    if isinstance(text, (list, tuple)) and all(isinstance(word, str) for word in text):
+        return text
+    raise DataError(f"{name!r} of document {number} is {type(text).__name__}, not a text or a list of words")
 
 
 # --- worker processes -----------------------------------------------------------------------------------------------

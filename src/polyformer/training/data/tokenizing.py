@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,41 +38,85 @@ _KNOWN_SPLITS = {
 }
 
 
+class Ids(NamedTuple):
+    """Token ids of several texts: all of them one after another, uint32, and how many each text has, int64."""
+
+    all: np.ndarray
+    lengths: np.ndarray
+
+
 class TextEncoder:
     """The ids of texts as `TextTokenizer.encode_batch` gives them, as arrays.
 
-    One difference: a run of more than a million characters without a space is cut after each million.
+    One difference: a run of more than a million characters without a space may be cut after each million.
 
     Args:
         add_special_tokens: add what the model expects around a text.
         parse_special: text such as "<|im_end|>" becomes that token; False takes it as the plain text that it is.
+        end: a token put at the end of each text that does not end with it.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, *, add_special_tokens: bool = False, parse_special: bool = False):
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        add_special_tokens: bool = False,
+        parse_special: bool = False,
+        end: int | None = None,
+    ):
         self._tokenizer = tokenizer
         self._parse_special = parse_special
-        self._before, self._after = _special_tokens_around(tokenizer) if add_special_tokens else ([], [])
+        self._end = end
+        self._before, self._after = special_tokens_around(tokenizer) if add_special_tokens else ([], [])
         description = json.loads(tokenizer.backend.to_str())
         blanks = cuts_before(description)
         self._words = _WordTable(self._encode_plainly, blanks) if blanks else None
         # A token that takes the spaces around it with it, or has some inside, is found in whole texts only.
         self._needs_whole = [token["content"] for token in description["added_tokens"] if _reaches_over_spaces(token)]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """uint32 ids of each text. Raises TokenizerError: a text is no valid Unicode."""
-        if self._words is None:
-            found = [np.array(ids, np.uint32) for ids in self._encode_plainly(texts)]
-        else:
-            found = [self._encode(text, self._words) for text in texts]
-        if not self._before and not self._after:
-            return found
-        return [np.concatenate([self._before, ids, self._after]).astype(np.uint32) for ids in found]
+    def encode_batch(self, texts: Sequence[str]) -> Ids:
+        """
+        Raises:
+            TokenizerError: a text is not valid Unicode.
+        """
+        return self._finish(self._encode(texts))
 
-    def _encode(self, text: str, words: _WordTable) -> np.ndarray:
-        if any(content in text for content in self._needs_whole):
-            return np.array(self._encode_plainly([text])[0], np.uint32)
-        parts = [words.encode(section) for section in words.sections(text)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> tuple[Ids, list[np.ndarray]]:
+        """Texts that come as words, with spaces between them.
+
+        Returns:
+            The ids, and for each text where its words begin among its own ids; -1 for a word of no tokens.
+
+        Raises:
+            TokenizerError: a word is not valid Unicode.
+        """
+        counts = np.fromiter(map(len, texts), np.int64, len(texts))
+        words = self._encode([word if not place else f" {word}" for text in texts for place, word in enumerate(text)])
+        begins = np.cumsum(words.lengths) - words.lengths
+        ends = np.cumsum(counts)
+        lengths = np.diff(np.concatenate([[0], np.cumsum(words.lengths)])[np.concatenate([[0], ends])])
+        text_begins = np.repeat(np.cumsum(lengths) - lengths, counts)
+        places = np.where(words.lengths > 0, begins - text_begins + len(self._before), -1)
+        return self._finish(Ids(words.all, lengths)), np.split(places, ends[:-1])
+
+    def _finish(self, ids: Ids) -> Ids:
+        """With special tokens around each text, and the end token."""
+        ids = _surround(ids, self._before, self._after)
+        return ids if self._end is None else _append(ids, self._end)
+
+    def _encode(self, texts: Sequence[str]) -> Ids:
+        if not texts:
+            return Ids(np.empty(0, np.uint32), np.empty(0, np.int64))
+        if self._words is None:
+            return _join(self._encode_plainly(texts))
+        whole = [any(content in text for content in self._needs_whole) for text in texts]
+        if not any(whole):
+            return self._words.encode(texts)
+        parts = [
+            _join(self._encode_plainly([text])) if alone else self._words.encode([text])
+            for text, alone in zip(texts, whole)
+        ]
+        return Ids(np.concatenate([part.all for part in parts]), np.concatenate([part.lengths for part in parts]))
 
     def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=False, parse_special=self._parse_special)
@@ -102,7 +147,26 @@ class _WordTable(dict[str, int]):
         self._new.append(word)
         return number
 
-    def sections(self, text: str) -> Iterator[str]:
+    def encode(self, texts: Sequence[str]) -> Ids:
+        """The ids of texts of any length."""
+        parts: list[np.ndarray] = []
+        lengths = np.zeros(len(texts), np.int64)
+        words: list[str] = []
+        counts: list[tuple[int, int]] = []  # number of a text, how many words of it
+        characters = 0
+        for number, text in enumerate(texts):
+            for section in self._sections(text):
+                found = self._pieces.findall(section)
+                words += found
+                counts.append((number, len(found)))
+                characters += len(section)
+                if characters >= _SECTION:
+                    parts.append(self._look_up(words, counts, lengths))
+                    words, counts, characters = [], [], 0
+        parts.append(self._look_up(words, counts, lengths))
+        return Ids(np.concatenate(parts), lengths)
+
+    def _sections(self, text: str) -> Iterator[str]:
         """The text in parts that can be encoded one after another."""
         start = 0
         while len(text) - start > _SECTION:
@@ -110,36 +174,66 @@ class _WordTable(dict[str, int]):
             end = cut.start() if cut else start + _SECTION + _LONGEST_RUN
             yield text[start:end]
             start = end
-        if start < len(text):
-            yield text[start:]
+        yield text[start:]
 
-    def encode(self, text: str) -> np.ndarray:
-        """uint32 ids of a text that is not too long."""
+    def _look_up(self, words: list[str], counts: list[tuple[int, int]], lengths: np.ndarray) -> np.ndarray:
+        """The ids of these words; adds to each text's length how many of them are its own."""
         if len(self) > _MOST_WORDS or len(self._ids) > _MOST_IDS:
             self._forget()
-        words = self._pieces.findall(text)
         numbers = np.fromiter(map(self.__getitem__, words), np.int64, len(words))
         if self._new:
             self._learn()
-        lengths = self._lengths[numbers]
-        ends = np.cumsum(lengths)
-        places = np.repeat(self._starts[numbers] - ends + lengths, lengths)
+        found = self._lengths[numbers]
+        texts = np.repeat([number for number, _ in counts], [count for _, count in counts]).astype(np.int64)
+        lengths += np.bincount(texts, weights=found, minlength=len(lengths)).astype(np.int64)
+        ends = np.cumsum(found)
+        places = np.repeat(self._starts[numbers] - ends + found, found)
         places += np.arange(len(places))
         return self._ids[places]
 
     def _learn(self) -> None:
         new, self._new = self._new, []
         try:
-            found = self._encode(new)
-        except TokenizerError:
+            found = _join(self._encode(new))
+        except BaseException:
             self._forget()  # words that have no ids must not stay
             raise
-        lengths = np.fromiter(map(len, found), np.int64, len(found))
-        starts = len(self._ids) + np.cumsum(lengths) - lengths
-        flat = np.fromiter((number for ids in found for number in ids), np.uint32, int(lengths.sum()))
-        self._ids = np.concatenate([self._ids, flat])
+        starts = len(self._ids) + np.cumsum(found.lengths) - found.lengths
+        self._ids = np.concatenate([self._ids, found.all])
         self._starts = np.concatenate([self._starts, starts])
-        self._lengths = np.concatenate([self._lengths, lengths])
+        self._lengths = np.concatenate([self._lengths, found.lengths])
+
+
+def _join(lists: Sequence[Sequence[int]]) -> Ids:
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    return Ids(np.fromiter(chain.from_iterable(lists), np.uint32, int(lengths.sum())), lengths)
+
+
+def _surround(ids: Ids, before: Sequence[int], after: Sequence[int]) -> Ids:
+    """With these tokens before and after each text."""
+    if not before and not after:
+        return ids
+    lengths = ids.lengths + len(before) + len(after)
+    ends = np.cumsum(lengths)
+    result = np.empty(int(lengths.sum()), np.uint32)
+    own = np.ones(len(result), bool)
+    for places, token in [
+        *((ends - lengths + place, token) for place, token in enumerate(before)),
+        *((ends - len(after) + place, token) for place, token in enumerate(after)),
+    ]:
+        result[places] = token
+        own[places] = False
+    result[own] = ids.all
+    return Ids(result, lengths)
+
+
+def _append(ids: Ids, token: int) -> Ids:
+    """With this token at the end of each text that does not end with it."""
+    ends = np.cumsum(ids.lengths)
+    last = np.full(len(ends), -1, np.int64)
+    last[ids.lengths > 0] = ids.all[ends[ids.lengths > 0] - 1]
+    open_ended = last != token
+    return Ids(np.insert(ids.all, ends[open_ended], token), ids.lengths + open_ended)
 
 
 def cuts_before(description: Mapping[str, Any]) -> str:
@@ -213,7 +307,7 @@ def _reaches_over_spaces(token: Mapping[str, Any]) -> bool:
     return token["lstrip"] or token["rstrip"] or bool(re.search(r"\s", token["content"]))
 
 
-def _special_tokens_around(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
+def special_tokens_around(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after every text."""
     around = tokenizer.encode("")
     word = tokenizer.encode("a", add_special_tokens=False)
