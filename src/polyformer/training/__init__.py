@@ -1,0 +1,1 @@
+"""Training: recipes, optimizers, data and the trainer."""

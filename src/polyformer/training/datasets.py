@@ -1,0 +1,272 @@
+"""From a recipe's sources to rows: read, cleaned, split, tokenized once, cut."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyformer.checkpoints.disk import cache_folder
+from polyformer.errors import ConfigError, DataError
+from polyformer.tokenizers.images import ImageProcessor
+from polyformer.tokenizers.text import TextTokenizer
+from polyformer.training.data import samples
+from polyformer.training.data.cleaning import deduplicate, split_of
+from polyformer.training.data.loader import Dataset
+from polyformer.training.data.packing import BestFit, Examples, Mixture, PackedTokens, Windows
+from polyformer.training.data.pictures import Pictures
+from polyformer.training.data.reading import find_files, is_sample, read_documents, reader_options
+from polyformer.training.data.store import TokenStore, cached_store
+from polyformer.training.recipe import DataSection, SourceSection
+
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an objective reads: names of fields of a document.
+
+    Attributes:
+        texts: become token ids.
+        kept: stay as they are.
+        rows: texts may be cut into rows, for nothing belongs to a whole document.
+        optional: fields that need not be there.
+        special: tokens are put around each text ([CLS] … [SEP]), as the finished model will read it.
+    """
+
+    texts: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    rows: bool = False
+    optional: tuple[str, ...] = ()
+    special: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "tokens": Kind(("text",), rows=True),
+    "pair": Kind(("source", "target"), special=True),
+    "labels": Kind(("text",), ("label",), special=True),
+    "tags": Kind(("words",), ("tags",), special=True),
+    "texts": Kind(("first", "second"), optional=("negative",), special=True),
+    "images": Kind((), ("image", "label")),
+    "captions": Kind(("caption",), ("image",), special=True),
+}
+"""What `Objective.reads` may be."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready to be read.
+
+    Attributes:
+        train: rows.
+        validation: rows that are never trained on; None without.
+        facts: for people: documents, tokens, rows.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    facts: dict[str, Any]
+
+
+def training_texts(section: DataSection, kind: Kind) -> Iterator[str]:
+    """The texts that are trained on, for a tokenizer to be trained."""
+    for source in section.train:
+        for document in documents_of(section, source, "train", kind):
+            for name in kind.texts:
+                if name in document:
+                    yield document[name]
+
+
+def prepare(
+    section: DataSection,
+    kind: Kind,
+    tokenizer: TextTokenizer | None,
+    *,
+    labels: list[str] | None = None,
+    image_processor: ImageProcessor | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """
+    Args:
+        section: of the recipe.
+        kind: what the objective reads.
+        tokenizer: for what has texts.
+        labels: names of the labels, where documents have names and not numbers.
+        image_processor: for what has pictures.
+
+    Raises:
+        DataError: a source is missing, empty or damaged, or holds something else.
+        ConfigError: an option that this kind of data does not have.
+    """
+    _check(section, kind)
+    stores = [_store(section, source, "train", kind, tokenizer, labels, progress) for source in section.train]
+    rows = [_rows(section, kind, store, image_processor) for store in stores]
+    train: Dataset = rows[0] if len(rows) == 1 else Mixture(rows, [source.weight for source in section.train])
+    held_out: list[TokenStore] = []
+    if section.validation:
+        held_out = [
+            _store(section, source, "held out", kind, tokenizer, labels, progress) for source in section.validation
+        ]
+    elif section.validation_share:
+        held_out = [
+            _store(section, source, "validation", kind, tokenizer, labels, progress) for source in section.train
+        ]
+    validation = [_rows(section, kind, store, image_processor) for store in held_out]
+    facts = {
+        "training_documents": sum(map(len, stores)),
+        "training_tokens": sum(store.token_count for store in stores),
+        "training_rows": len(train),
+        "validation_documents": sum(map(len, held_out)),
+        "validation_tokens": sum(store.token_count for store in held_out),
+        "validation_rows": sum(map(len, validation)),
+    }
+    return Prepared(train, _Joined(validation) if validation else None, facts)
+
+
+def documents_of(section: DataSection, source: SourceSection, part: str, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The documents of one source that belong to ``part``: "train", "validation" (a share of the training sources) or
+    "held out" (a source of its own)."""
+    options = dict(source.options)
+    documents: Iterable[dict[str, Any]] = read_documents(
+        source.source, split=source.split, format=source.format, limit=source.limit, **options
+    )
+    documents = (
+        _renamed(document, source.fields, f"{source.source}, document {number}")
+        for number, document in enumerate(documents, 1)
+    )
+    if section.deduplicate is not None:
+        documents = deduplicate(documents, fields=kind.texts or None, near=section.deduplicate == "near")
+    share = section.validation_share
+    if part != "held out" and share:
+        for document in documents:
+            chosen = split_of(document, validation=share, fields=kind.texts or None)
+            if chosen == part:
+                yield document
+    else:
+        yield from documents
+
+
+def _renamed(document: dict[str, Any], fields: Mapping[str, str], where: str) -> dict[str, Any]:
+    if not fields:
+        return document
+    result = dict(document)
+    for wanted, given in fields.items():
+        if given not in document:
+            near = difflib.get_close_matches(given, map(str, document), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(map(str, document))}"
+            raise DataError(f"{where} has no field {given!r}: {hint}")
+        result[wanted] = document[given]
+    return result
+
+
+def _check(section: DataSection, kind: Kind) -> None:
+    if kind.rows and (section.source_length or section.target_length):
+        raise ConfigError("data.source_length and target_length are for pairs, but this objective reads plain texts")
+    if not kind.rows and section.packing != "documents" and section.packing != "none":
+        raise ConfigError(f"data.packing {section.packing!r} is for plain texts: here every document is a row")
+
+
+def _store(
+    section: DataSection,
+    source: SourceSection,
+    part: str,
+    kind: Kind,
+    tokenizer: TextTokenizer | None,
+    labels: list[str] | None,
+    progress: Progress | None,
+) -> TokenStore:
+    about = {
+        "source": _identity(source),
+        "fields": source.fields,
+        "part": part,
+        "share": section.validation_share if part != "held out" else None,
+        "deduplicate": section.deduplicate,
+        "labels": labels,
+    }
+
+    def read() -> Iterator[dict[str, Any]]:
+        for number, document in enumerate(documents_of(section, source, part, kind), 1):
+            if "label" in kind.kept and isinstance(document.get("label"), str):
+                document = {
+                    **document,
+                    "label": _label(document["label"], labels, f"{source.source}, document {number}"),
+                }
+            yield document
+
+    try:
+        return cached_store(
+            cache_folder() / "stores",
+            about,
+            read,
+            tokenizer if kind.texts else None,
+            fields=kind.texts,
+            keep=kind.kept,
+            append_eos=kind.rows and section.append_end,
+            add_special_tokens=kind.special,
+            progress=progress,
+        )
+    except DataError as error:
+        raise DataError(f"{source.source}{f' ({part})' if part != 'train' else ''}: {error}") from error
+
+
+def _identity(source: SourceSection) -> Any:
+    """What tells these documents from others: of a sample set what was fetched, of files their sizes and times."""
+    rest = [source.split, source.format, source.options, source.limit]
+    if is_sample(source.source):
+        samples.pull(source.source)
+        return [source.source, samples.about(source.source), *rest]
+    found = find_files(source.source, format=source.format, options=reader_options(source.options))
+    files = [(str(file.path.resolve()), file.path.stat()) for file in found.files]
+    return [[(name, stat.st_size, stat.st_mtime_ns) for name, stat in files], *rest]
+
+
+def _label(name: str, labels: list[str] | None, where: str) -> int:
+    if labels is None:
+        raise ConfigError(
+            f"{where} has the label {name!r}: name all labels in model.labels, in the order of their numbers"
+        )
+    if name not in labels:
+        near = difflib.get_close_matches(name, labels, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(labels)}"
+        raise DataError(f"{where} has the label {name!r}, which is not among model.labels: {hint}")
+    return labels.index(name)
+
+
+def _rows(section: DataSection, kind: Kind, store: TokenStore, image_processor: ImageProcessor | None) -> Dataset:
+    if kind.rows:
+        if section.packing == "none":
+            return Windows(store, section.length, stride=section.stride)
+        if section.packing == "best":
+            return BestFit(store, section.length)
+        return PackedTokens(store, section.length, across=section.packing == "across")
+    lengths = {name: section.length for name in store.columns if name.endswith("_ids")}
+    if section.source_length is not None:
+        lengths["source_ids"] = section.source_length
+    if section.target_length is not None:
+        lengths["target_ids"] = section.target_length
+    examples = Examples(store, lengths, truncate=section.truncate)
+    return Pictures(examples, image_processor) if image_processor is not None else examples
+
+
+class _Joined:
+    """Several datasets one after the other."""
+
+    def __init__(self, parts: list[Dataset]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int) -> Any:
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def run_cache() -> Path:
+    """Where tokenized data are kept."""
+    return cache_folder() / "stores"

@@ -1,0 +1,214 @@
+"""States of a run on disk: everything that is needed to go on as if nothing had happened.
+
+They are written with PyTorch's distributed checkpoints, by one process or many, and can be read by another number of
+processes. A state is written beside its place and renamed when it is complete: a crash or a full disk leaves the last
+one whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from polyformer.checkpoints.disk import DiskFullError, require_room, write_whole
+from polyformer.errors import TrainingError
+from polyformer.training.averaging import ExponentialAverage
+
+_NAME = re.compile(r"step-(\d{8})")
+PROGRESS = "progress.json"
+
+
+class States:
+    """The states of a run.
+
+    Args:
+        folder: where they are.
+        keep_last: how many stay; the best stays beside them.
+        rank: this process's number; only 0 renames and removes.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int = 2, rank: int = 0):
+        self.folder = folder
+        self.keep_last = keep_last
+        self.rank = rank
+
+    def steps(self) -> list[int]:
+        """Steps of the complete states, in order."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was written beside the tensors.
+
+        Raises:
+            TrainingError: the state is damaged.
+        """
+        path = self.path(step) / PROGRESS
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{path} cannot be read ({error}): remove {path.parent} to use the one before"
+            ) from None
+        return values
+
+    def save(
+        self,
+        step: int,
+        network: nn.Module,
+        optimizers: Sequence[Optimizer],
+        average: ExponentialAverage | None,
+        progress: dict[str, Any],
+        *,
+        best_step: int | None = None,
+    ) -> Path:
+        """Write the state after ``step`` steps, then remove older ones than are kept.
+
+        Raises:
+            DiskFullError: there is no room for it; the older states are whole.
+        """
+        from torch.distributed import checkpoint
+
+        target = self.path(step)
+        partial = self.folder / f".{target.name}.partial"
+        tensors = _tensors(network, optimizers, average)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            require_room(self.folder, _nbytes(tensors), f"the state after step {step}")
+        _barrier()
+        try:
+            with _quiet():
+                checkpoint.save(tensors, checkpoint_id=str(partial))
+            if self.rank == 0:
+                write_whole(partial / PROGRESS, json.dumps(progress))
+        except BaseException as error:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            if _disk_is_full(error):
+                kept = self.steps()
+                last = f"; the state after step {kept[-1]} is whole" if kept else ""
+                raise DiskFullError(
+                    f"the disk was full while writing the state after step {step} to {self.folder}{last}: make room "
+                    "and go on with --resume"
+                ) from error
+            raise
+        _barrier()
+        if self.rank == 0:
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
+            self._remove_old(best_step)
+        _barrier()
+        return target
+
+    def _remove_old(self, best_step: int | None) -> None:
+        steps = self.steps()
+        kept = {*steps[-self.keep_last :], best_step}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def load(
+        self,
+        step: int,
+        network: nn.Module,
+        optimizers: Sequence[Optimizer],
+        average: ExponentialAverage | None,
+    ) -> dict[str, Any]:
+        """Put a state into the network, the optimizers and the average, bit for bit; gives its progress.
+
+        Raises:
+            TrainingError: the state is damaged, or is of another network or optimizer.
+        """
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
+        progress = self.progress(step)
+        tensors = _tensors(network, optimizers, average)
+        try:
+            with _quiet():
+                checkpoint.load(tensors, checkpoint_id=str(self.path(step)))
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise TrainingError(
+                f"{self.path(step)} does not fit this run, or is damaged: {reason[-1] if reason else error!r}"
+            ) from error
+        set_state_dict(
+            network,
+            list(optimizers),
+            model_state_dict=tensors["network"],
+            optim_state_dict=tensors["optimizers"],
+        )
+        if average is not None:
+            average.load_state_dict(tensors["average"])
+        return progress
+
+
+def _tensors(network: nn.Module, optimizers: Sequence[Optimizer], average: ExponentialAverage | None) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    weights, moments = get_state_dict(network, list(optimizers))
+    tensors: dict[str, Any] = {"network": weights, "optimizers": moments}
+    if average is not None:
+        tensors["average"] = average.state_dict()
+    return tensors
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_nbytes(inner) for inner in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_nbytes(inner) for inner in value)
+    return 0
+
+
+def _barrier() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether "no space left on device" is behind an error, however it was wrapped."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen) or "unexpected pos" in str(seen):  # PyTorch's zip writer
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the library says about running in one process."""
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
