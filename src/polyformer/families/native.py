@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import polyformer.baselines  # noqa: F401 (their configs become known by name)
 from polyformer.core.config import Config
 from polyformer.families.base import ConfigReader, Family
 from polyformer.families.weights import Rule, Step, WeightTable
@@ -21,8 +22,6 @@ class _SameNames(WeightTable):
 
 
 def read(config: ConfigReader) -> Any:
-    import polyformer.baselines  # noqa: F401 (their configs become known by name)
-
     return Config.from_dict(config("network", kind=dict))
 
 
