@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -123,7 +124,8 @@ class TextTokenizer:
             if not isinstance(text, str):
                 raise TokenizerError(f"text {position} is {type(text).__name__}, not str: decode bytes to str first")
         try:
-            encodings = backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+            # The fast one leaves out where tokens stand in the text.
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
             raise TokenizerError(
                 "a text is not valid Unicode (it holds a lone surrogate): read it as UTF-8 with errors='replace'"
@@ -206,6 +208,36 @@ class TextTokenizer:
     pad_token_id = _TokenId("pad")
     cls_token_id = _TokenId("cls")
     mask_token_id = _TokenId("mask")
+
+    @cached_property
+    def sentinel_token_ids(self) -> tuple[int, ...]:
+        """Ids of <extra_id_0>, <extra_id_1>, ..., which stand for masked spans (T5); empty where there are none."""
+        found: list[int] = []
+        while (token_id := self.token_to_id(f"<extra_id_{len(found)}>")) is not None:
+            found.append(token_id)
+        return tuple(found)
+
+    @cached_property
+    def fill_in_the_middle_ids(self) -> Mapping[str, int]:
+        """Ids of the marks "prefix", "middle", "suffix" and "pad" of code models, those that there are."""
+        spellings = ("<|fim_{}|>", "<fim_{}>", "<fim-{}>")
+        found = {}
+        for part in ("prefix", "middle", "suffix", "pad"):
+            ids = [self.token_to_id(spelling.format(part)) for spelling in spellings]
+            known = [token_id for token_id in ids if token_id is not None]
+            if known:
+                found[part] = known[0]
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what tokenizer.json says: tokenizers with the same one give the same ids.
+
+        Entries that are null, false or empty are left out, so that one which a later library adds changes nothing.
+        """
+        description = _without_blanks(json.loads(self.backend.to_str()))
+        text = json.dumps(description, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -317,6 +349,16 @@ def _hide_special_pieces(description: dict[str, Any]) -> None:
         [f"{secret} {number}" if text in special else text, score] for number, (text, score) in enumerate(pieces)
     ]
     description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] not in special]
+
+
+def _without_blanks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _without_blanks(inner)
+            for name, inner in value.items()
+            if inner is not None and inner is not False and inner != [] and inner != {}
+        }
+    return [_without_blanks(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _write_atomically(path: Path, text: str) -> None:
