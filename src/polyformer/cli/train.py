@@ -56,8 +56,6 @@ def train(
         print(json.dumps(facts, ensure_ascii=False) if as_json else _lines(facts))
         return
     summary = run(parsed, output=output, resume=resume, overwrite=overwrite, device=device, observers=[_display()])
-    if summary is None:  # another process of the group speaks
-        return
     if as_json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
     elif summary.ended == "stopped":

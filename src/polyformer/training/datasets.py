@@ -10,10 +10,12 @@ from typing import Any
 
 from polyformer.checkpoints.disk import cache_folder
 from polyformer.errors import ConfigError, DataError
+from polyformer.objectives import OBJECTIVES
+from polyformer.objectives.base import Objective
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data import samples
-from polyformer.training.data.cleaning import deduplicate, split_of
+from polyformer.training.data.cleaning import deduplicate, document_hash, part_of
 from polyformer.training.data.loader import Dataset
 from polyformer.training.data.packing import BestFit, Examples, Mixture, PackedTokens, Windows
 from polyformer.training.data.pictures import Pictures
@@ -32,14 +34,12 @@ class Kind:
         texts: become token ids.
         kept: stay as they are.
         rows: texts may be cut into rows, for nothing belongs to a whole document.
-        optional: fields that need not be there.
         special: tokens are put around each text ([CLS] … [SEP]), as the finished model will read it.
     """
 
     texts: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     rows: bool = False
-    optional: tuple[str, ...] = ()
     special: bool = False
 
 
@@ -47,12 +47,23 @@ KINDS: Mapping[str, Kind] = {
     "tokens": Kind(("text",), rows=True),
     "pair": Kind(("source", "target"), special=True),
     "labels": Kind(("text",), ("label",), special=True),
-    "tags": Kind(("words",), ("tags",), special=True),
-    "texts": Kind(("first", "second"), optional=("negative",), special=True),
-    "images": Kind((), ("image", "label")),
-    "captions": Kind(("caption",), ("image",), special=True),
+    "texts": Kind(("first", "second"), special=True),
+    "images": Kind(("text",), ("image",), special=True),
 }
 """What `Objective.reads` may be."""
+
+_TAGS = Kind(("text",), ("tags",), special=True)
+_LABELLED_PICTURES = Kind((), ("image", "label"))
+
+
+def kind_of(objective: type[Objective], config: Any) -> Kind:
+    """What an objective reads for a network with this config: labels may belong to texts, words or pictures."""
+    if objective.reads != "labels":
+        return KINDS[objective.reads]
+    if objective is OBJECTIVES.get("tagging"):
+        return _TAGS
+    reads_pictures = getattr(getattr(config, "encoder", None), "input_name", None) == "pixel_values"
+    return _LABELLED_PICTURES if reads_pictures else KINDS["labels"]
 
 
 @dataclass(frozen=True)
@@ -136,16 +147,14 @@ def documents_of(section: DataSection, source: SourceSection, part: str, kind: K
         _renamed(document, source.fields, f"{source.source}, document {number}")
         for number, document in enumerate(documents, 1)
     )
+    names = kind.texts or None
     if section.deduplicate is not None:
-        documents = deduplicate(documents, fields=kind.texts or None, near=section.deduplicate == "near")
+        documents = deduplicate(documents, section.deduplicate, fields=names)
     share = section.validation_share
-    if part != "held out" and share:
-        for document in documents:
-            chosen = split_of(document, validation=share, fields=kind.texts or None)
-            if chosen == part:
-                yield document
-    else:
-        yield from documents
+    if part == "held out" or not share:
+        return iter(documents)
+    shares = {"validation": share, "train": 1 - share}
+    return (document for document in documents if part_of(document_hash(document, names), shares) == part)
 
 
 def _renamed(document: dict[str, Any], fields: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -265,8 +274,3 @@ class _Joined:
                 return part[index]
             index -= len(part)
         raise IndexError(index)
-
-
-def run_cache() -> Path:
-    """Where tokenized data are kept."""
-    return cache_folder() / "stores"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -35,7 +36,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# PyTorch's table has the attention kernels of GPUs only.
+def _recurrent_flops(inputs: Tensor, weights: Iterable[Tensor]) -> int:
+    """Of recurrent layers, [steps, batch, size] in either order: every matrix is multiplied with every token."""
+    tokens = inputs.shape[0] * inputs.shape[1]
+    return 2 * tokens * sum(weight.numel() for weight in weights if weight.dim() == 2)
+
+
+# PyTorch's table has the attention kernels of GPUs only, and no recurrent layers.
 _FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *rest, **options: (
         sdpa_flop_count(query.shape, key.shape, value.shape)
@@ -45,6 +52,12 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
             gradient.shape, query.shape, key.shape, value.shape
         )
     ),
+    torch.ops.aten.mkldnn_rnn_layer: lambda inputs, *weights, **options: _recurrent_flops(inputs, weights[:2]),
+    torch.ops.aten.mkldnn_rnn_layer_backward: (
+        lambda inputs, *weights, **options: 2 * _recurrent_flops(inputs, weights[:2])
+    ),
+    torch.ops.aten._cudnn_rnn: lambda inputs, weights, *rest, **options: _recurrent_flops(inputs, weights),
+    torch.ops.aten._cudnn_rnn_backward: lambda inputs, weights, *rest, **options: 2 * _recurrent_flops(inputs, weights),
 }
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from polyformer.tokenizers.text import TextTokenizer
 from polyformer.tokenizers.training import train_tokenizer
 from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.data.loader import EvaluationLoader, Loader
-from polyformer.training.datasets import KINDS, Prepared, prepare, training_texts
+from polyformer.training.datasets import KINDS, Prepared, kind_of, prepare, training_texts
 from polyformer.training.models import Built, build_model, tokenizer_of
 from polyformer.training.observers import JournalObserver
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
@@ -159,18 +159,19 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None) -> Parts:
     Args:
         tokenizer_folder: of a run that is gone on with: its tokenizer is not trained again.
     """
-    kind = KINDS[_objective_class(recipe).reads]
+    chosen = _objective_class(recipe)
     if tokenizer_folder is not None and tokenizer_folder.is_dir():
         tokenizer = load_tokenizer(tokenizer_folder)
     else:
         tokenizer = _tokenizer(recipe)
+    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
+    kind = kind_of(chosen, built.network.config)
     if kind.texts and tokenizer is None:
         raise ConfigError(
             f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
         )
-    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
     objective = _objective(recipe, tokenizer, built.network)
-    objective.check(built.network.config)
+    objective.check(built.network.config)  # type: ignore[arg-type]
     processor = _image_processor(built.network) if "image" in kind.kept else None
     data = prepare(recipe.data, kind, tokenizer, labels=recipe.model.labels, image_processor=processor)
     return Parts(tokenizer, built, objective, data, processor)
@@ -202,9 +203,19 @@ def _tokenizer(recipe: Recipe) -> TextTokenizer | None:
     options: dict[str, Any] = dict(section.options)
     if section.vocab_size is not None:
         options["vocab_size"] = section.vocab_size
-    if section.purpose is not None:
-        options["purpose"] = section.purpose
+    options["purpose"] = section.purpose or _PURPOSES.get(recipe.objective.name, "encoder")
     return train_tokenizer(training_texts(recipe.data, kind), section.train, **options)
+
+
+# What a tokenizer is for, by what its model is trained for; all others make an encoder.
+_PURPOSES = {
+    "causal-lm": "decoder",
+    "prefix-lm": "decoder",
+    "fill-in-the-middle": "code",
+    "span-corruption": "encoder-decoder",
+    "denoising": "denoising",
+    "sequence-to-sequence": "translation",
+}
 
 
 def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, network: nn.Module) -> Objective:
@@ -360,10 +371,9 @@ def save_model(folder: Path, parts: Parts) -> None:
     generation: dict[str, Any] = {}
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         generation["eos_token_id"] = tokenizer.eos_token_id
-    network, family = parts.objective.finished(built.network, built.family)
     save_network(
-        network,
-        family,
+        built.network,
+        built.family,
         folder,
         writers=writers,
         config_values=built.config_values,
@@ -458,7 +468,7 @@ def _facts(parts: Parts, steps: int, device: torch.device) -> dict[str, Any]:
 
 
 # Sections of a recipe that may change when a run is gone on with: what is computed stays the same.
-_MAY_CHANGE = {
+_MAY_CHANGE: Mapping[str, Collection[str] | None] = {
     "training": {"evaluate_every", "save_every", "log_every", "keep_last", "tensorboard", "compile"},
     "samples": None,
     "output": None,
@@ -473,7 +483,7 @@ def _require_same(recipe: Recipe, folder: RunFolder) -> None:
     before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), where=str(folder.recipe))
     old, new = before.model_dump(mode="json"), recipe.model_dump(mode="json")
     for section in new:
-        changeable = _MAY_CHANGE.get(section, frozenset())
+        changeable: Collection[str] | None = _MAY_CHANGE.get(section, frozenset())
         if changeable is None:
             continue
         if isinstance(new[section], dict) and isinstance(old[section], dict):
