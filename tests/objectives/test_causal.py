@@ -17,7 +17,7 @@ from polyformer import core
 from polyformer.errors import ConfigError, DataError
 from polyformer.objectives import CausalLM, FillInTheMiddle, PrefixLM
 
-MARKS = {"prefix_token_id": 1, "suffix_token_id": 2, "middle_token_id": 3, "end_token_id": 4}
+MARKS = {"prefix_token_id": 1, "suffix_token_id": 2, "middle_token_id": 3, "eos_token_id": 4}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_rows_of_any_length_add(head: Any, z_loss: float) -> None:
         total += entropy * 0 + z_loss * logits.logsumexp(-1).square().sum()
     assert_same(loss.total, entropy + total)
     assert_same(loss.metrics["cross_entropy"][0], entropy.detach())
-    assert loss.metrics["tokens"] == (22, 4)
+    assert loss.metrics["predictions"] == (22, 4)
 
 
 def test_packed_rows_are_their_documents() -> None:

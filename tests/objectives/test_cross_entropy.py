@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer import core
-from polyformer.objectives.cross_entropy import Accuracy, cross_entropy
+from polyformer.objectives.cross_entropy import Tally, cross_entropy
 
 ROWS, SIZE, VOCABULARY = 23, 8, 19
 HEADS = {
@@ -173,10 +173,11 @@ def test_autocast() -> None:
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2 * theirs.abs().max().item())
 
 
-def test_accuracy() -> None:
+def test_tally() -> None:
     scorer, hidden, targets, _ = given()
     best = scorer.score(hidden).argmax(-1)
     targets[::3] = best[::3]
-    accuracy = Accuracy(targets)
-    cross_entropy(scorer.score, hidden, targets, rows_at_once=4, watch=accuracy)
-    assert 8 <= accuracy.right == (best == targets).sum() < ROWS
+    tally = Tally(targets)
+    cross_entropy(scorer.score, hidden, targets, weights=torch.rand(ROWS), rows_at_once=4, watch=[tally])
+    assert 8 <= tally.right == (best == targets).sum() < ROWS
+    torch.testing.assert_close(tally.entropy, plain(scorer.score(hidden), targets, None, 0, 0).detach())

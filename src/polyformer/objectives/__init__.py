@@ -13,9 +13,14 @@ from polyformer.objectives.base import Objective as Objective
 from polyformer.objectives.causal import CausalLM as CausalLM
 from polyformer.objectives.causal import FillInTheMiddle as FillInTheMiddle
 from polyformer.objectives.causal import PrefixLM as PrefixLM
+from polyformer.objectives.masked import GeneratorDiscriminator as GeneratorDiscriminator
+from polyformer.objectives.masked import MaskedLM as MaskedLM
+from polyformer.objectives.masked import ReplacedTokens as ReplacedTokens
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal-lm": CausalLM,
     "fill-in-the-middle": FillInTheMiddle,
+    "masked-lm": MaskedLM,
+    "replaced-tokens": ReplacedTokens,
     "prefix-lm": PrefixLM,
 }

@@ -83,6 +83,15 @@ class Objective:
         """
         raise NotImplementedError
 
+    def begun(self, network: nn.Module) -> nn.Module:
+        """What is trained, given the network that is wanted: the same, or the same with something at its side that only
+        training needs. To be called once, after `check`."""
+        return network
+
+    def finished(self, network: Any, family: Any) -> tuple[Any, Any]:
+        """What is kept of a trained network, and the family that writes it: the way back from `begun`."""
+        return network, family
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Putting examples together

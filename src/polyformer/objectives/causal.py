@@ -47,8 +47,8 @@ class CausalLM(Objective):
         z_loss: factor of log² Z, which keeps the logits from drifting (Chowdhery et al., 2022, section 5: 1e-4).
         rows_at_once: tokens that are scored at once; None takes as many as 128 MB hold.
 
-    The loss is summed over predicted tokens. Metrics: "cross_entropy" (without the z-loss), "tokens" (predicted tokens
-    a row).
+    The loss is summed over predicted tokens. Metrics: "cross_entropy" (without the z-loss), "predictions"
+    (predicted tokens a row).
     """
 
     reads: ClassVar[str] = "tokens"
@@ -95,7 +95,7 @@ class FillInTheMiddle(CausalLM):
 
     Args:
         prefix_token_id, suffix_token_id, middle_token_id: <PRE>, <SUF>, <MID>.
-        end_token_id: <EOT>; a document that ends with it is cut before it.
+        eos_token_id: <EOT>; a document that ends with it is cut before it.
         rate: the share of documents treated.
         suffix_first_rate: the share of those in SPM form.
         max_length: rows may grow to it; None keeps each at the length it had.
@@ -104,7 +104,7 @@ class FillInTheMiddle(CausalLM):
     prefix_token_id: int
     suffix_token_id: int
     middle_token_id: int
-    end_token_id: int
+    eos_token_id: int
     rate: float = 0.5
     suffix_first_rate: float = 0.5
     max_length: int | None = None
@@ -127,12 +127,12 @@ class FillInTheMiddle(CausalLM):
         return {**example, "input_ids": np.concatenate(pieces)[:limit], "document_ids": numbers[:limit]}
 
     def _moved(self, document: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        text = document[:-1] if document[-1] == self.end_token_id else document
+        text = document[:-1] if document[-1] == self.eos_token_id else document
         first, second = np.sort(random.integers(0, len(text) + 1, 2))
         prefix, middle, suffix = text[:first], text[first:second], text[second:]
         before, after, between, end = (
             np.array([number], document.dtype)
-            for number in (self.prefix_token_id, self.suffix_token_id, self.middle_token_id, self.end_token_id)
+            for number in (self.prefix_token_id, self.suffix_token_id, self.middle_token_id, self.eos_token_id)
         )
         if random.random() < self.suffix_first_rate:
             return np.concatenate([before, after, suffix, between, prefix, middle, end])
@@ -146,7 +146,7 @@ class FillInTheMiddle(CausalLM):
             prefix_token_id=self.prefix_token_id,
             suffix_token_id=self.suffix_token_id,
             middle_token_id=self.middle_token_id,
-            end_token_id=self.end_token_id,
+            eos_token_id=self.eos_token_id,
         )
         longest = getattr(config, "max_positions", None)
         demand(

@@ -7,7 +7,7 @@ way, without doing anything twice, and what is kept is a gradient for each hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     rows_at_once: int | None = None,
-    watch: Watch | None = None,
+    watch: Sequence[Watch] = (),
 ) -> tuple[Tensor, Tensor]:
     """The sum of the cross-entropies of ``score(hidden)``, computed piece by piece.
 
@@ -44,7 +44,7 @@ def cross_entropy(
         label_smoothing: so much of the target's weight is spread over the whole vocabulary (Szegedy et al., 2016,
             section 7), as in `torch.nn.functional.cross_entropy`.
         rows_at_once: rows of a piece; None takes as many as 128 MB hold.
-        watch: gets the log-probabilities of each piece [rows of the piece, vocabulary], and which rows they are.
+        watch: each gets the log-probabilities of each piece [rows of the piece, vocabulary], and which rows they are.
 
     Returns:
         The whole loss, a scalar with gradients (once: not for gradients of gradients), and the plain cross-entropy
@@ -66,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         score: Callable[[Tensor], Tensor],
         targets: Tensor,
         weights: Tensor | None,
-        options: tuple[float, float, int, Watch | None],
+        options: tuple[float, float, int, Sequence[Watch]],
         hidden: Tensor,
         *head: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def _by_equations(
     weights: Tensor | None,
     z_loss: float,
     smoothing: float,
-    watch: Watch | None,
+    watch: Sequence[Watch],
     rows: slice,
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     """The loss of a piece, its plain cross-entropy, and the gradient of the loss by the logits, made when called.
@@ -133,8 +133,8 @@ def _by_equations(
     entropies = -hit
     if weights is not None:
         losses, entropies = losses * weights[:, None], entropies * weights[:, None]
-    if watch is not None:
-        watch(logs, rows)
+    for look in watch:
+        look(logs, rows)
 
     def by_logits() -> Tensor:
         gradient = logs.exp_()
@@ -166,17 +166,20 @@ def _leaves(result: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
-class Accuracy:
-    """Counts, as `cross_entropy` goes, how often the target had the highest score.
+class Tally:
+    """Counts, as `cross_entropy` goes, how often the target had the highest score, and adds up the cross-entropies.
 
     Attributes:
         right: so many times, a scalar tensor.
+        entropy: the sum, not weighted, a scalar tensor.
     """
 
     def __init__(self, targets: Tensor):
         self.targets = targets
         self.right = torch.zeros((), dtype=torch.long, device=targets.device)
+        self.entropy: Tensor | float = 0.0
 
     def __call__(self, logs: Tensor, rows: slice) -> None:
         hit = logs.gather(-1, self.targets[rows, None])[:, 0]
         self.right += (hit >= logs.amax(-1)).sum()
+        self.entropy = self.entropy - hit.sum()

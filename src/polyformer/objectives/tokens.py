@@ -11,7 +11,7 @@ from polyformer.core import Attention, DecoderOnly, DualEncoder, EncoderDecoder,
 from polyformer.core.config import Config
 from polyformer.core.masks import Mask
 from polyformer.objectives.base import Batch, Loss, demand, places_of
-from polyformer.objectives.cross_entropy import Accuracy, cross_entropy
+from polyformer.objectives.cross_entropy import Tally, cross_entropy
 
 # What a network is called with, of all that a batch holds.
 _ARGUMENTS = ("input_ids", "attention_mask", "document_ids", "token_type_ids", "pixel_values", "input_features")
@@ -48,12 +48,12 @@ def judge(
 ) -> Loss:
     """The loss of the hidden states [rows, columns, size] at ``places``, which should predict ``labels``.
 
-    Only these are scored. Metrics: "cross_entropy" (neither smoothed nor with the z-loss), "tokens" (judged tokens a
-    row), and where it is asked for "accuracy", which costs one more look at all scores.
+    Only these are scored. Metrics: "cross_entropy" (neither smoothed nor with the z-loss), "predictions" (judged
+    tokens a row), and where it is asked for "accuracy", which costs one more look at all scores.
     """
     labels = batch["labels"]
     count = len(labels)
-    watch = Accuracy(labels) if accuracy else None
+    tally = Tally(labels)
     total, entropy = cross_entropy(
         network.score,  # type: ignore[arg-type]  # `check` has seen to it
         hidden.flatten(0, 1).index_select(0, batch["places"]),
@@ -61,14 +61,14 @@ def judge(
         z_loss=z_loss,
         label_smoothing=label_smoothing,
         rows_at_once=rows_at_once,
-        watch=watch,
+        watch=[tally] if accuracy else [],
     )
     metrics: dict[str, tuple[float | Tensor, float]] = {
         "cross_entropy": (entropy, count),
-        "tokens": (count, len(hidden)),
+        "predictions": (count, len(hidden)),
     }
-    if watch is not None:
-        metrics["accuracy"] = (watch.right, count)
+    if accuracy:
+        metrics["accuracy"] = (tally.right, count)
     return Loss(total, count, metrics)
 
 
