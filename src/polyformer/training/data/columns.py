@@ -92,7 +92,7 @@ class ListWriter:
 
     def write(self, value: Any, where: str) -> None:
         """See `ColumnWriter`."""
-        array = np.asarray(value)
+        array = _array(value, where)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
             raise DataError(f"{where} is {_kind(value)}, but those before are lists of whole numbers")
         self.write_many(array, np.array([len(array)]))
@@ -132,7 +132,7 @@ class ArrayWriter:
 
     def write(self, value: Any, where: str) -> None:
         """See `ColumnWriter`."""
-        array = np.asarray(value)
+        array = _array(value, where)
         if array.shape != self._shape or array.dtype.kind not in "iubf":
             shape = f"of shape {list(self._shape)}: make all of one size" if self._shape else "single numbers"
             raise DataError(f"{where} is {_kind(value)}, but those before are {shape}")
@@ -187,9 +187,9 @@ def writer_for(folder: Path, name: str, first: Any) -> ColumnWriter:
     """
     if isinstance(first, str):
         return TextWriter(folder, name)
-    if isinstance(first, (list, tuple)) and all(isinstance(one, int) for one in first):
+    array = _array(first, f"{name!r} of the first document")
+    if array.ndim == 1 and (array.dtype.kind in "iub" or not array.size):
         return ListWriter(folder, name)
-    array = np.asarray(first)
     if array.dtype.kind in "iubf":
         return ArrayWriter(folder, name, first)
     raise DataError(f"{name!r} of the first document is {_kind(first)}: kept are numbers, lists, strings and pictures")
@@ -268,6 +268,13 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if not expected:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{where} is a list of lists of different lengths, which cannot be kept") from error
 
 
 def _kind(value: Any) -> str:

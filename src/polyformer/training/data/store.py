@@ -497,7 +497,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         what = "has no readable meta.json" if folder.is_dir() else "is no folder"
-        raise DataError(f"{folder} {what}: it is not a store of tokens; build one with build_store") from error
+        raise DataError(f"{folder} {what}: it is not a store of tokens, or one to be built again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise DataError(f"{folder} is not a store of tokens of this version (format {FORMAT}): build it again")
     return description
