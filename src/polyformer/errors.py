@@ -27,6 +27,10 @@ class DownloadError(PolyformerError, OSError):
     """A download failed, was corrupted, or did not fit on the disk."""
 
 
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model reads and lost their end, as was asked. The command line prints it as a note."""
+
+
 class CapabilityError(PolyformerError, ValueError):
     """The model cannot do what was asked; the message lists what it can do."""
 

@@ -15,7 +15,7 @@ import transformers
 from sentences import SENTENCES
 
 import polyformer
-from polyformer.errors import CapabilityError, ConfigError, GenerationError, TokenizerError
+from polyformer.errors import CapabilityError, ConfigError, GenerationError, TokenizerError, TruncationWarning
 from polyformer.tasks.tagging import _entities, _Word
 
 Load = Callable[..., Any]
@@ -108,6 +108,14 @@ def test_zero_shot_is_the_references(load: Load, multi_label: bool) -> None:
     for our, their in zip(ours, theirs, strict=True):
         assert [one.label for one in our] == their["labels"]
         assert [one.score for one in our] == pytest.approx(their["scores"], rel=1e-4)
+    for mistaken, message in (
+        ([], "labels are empty"),
+        ("tea", r"labels are a list of words, not one text: labels=\['tea', \.\.\.\]"),
+        (["tea", " "], "label 1 is blank"),
+        (["tea", "money", "tea"], "the label 'tea' is given twice"),
+    ):
+        with pytest.raises(GenerationError, match=message):
+            model.classify(SENTENCES[0], labels=mistaken)
 
 
 def test_what_classify_refuses(load: Load) -> None:
@@ -116,7 +124,8 @@ def test_what_classify_refuses(load: Load) -> None:
         model.classify("x", labels=["a"])
     with pytest.raises(TokenizerError, match=r"text 1 has \d+ tokens, but the model reads at most 48"):
         model.classify(["short", "long " * 60])
-    assert len(model.classify("long " * 60, truncate=True)) == 3
+    with pytest.warns(TruncationWarning, match="1 of 1 texts were longer"):
+        assert len(model.classify("long " * 60, truncate=True)) == 3
     with pytest.raises(CapabilityError, match="this bert model cannot tag; it can classify, embed"):
         model.tag("x")
     values = json.loads((folder / "config.json").read_text())

@@ -125,6 +125,7 @@ def damaged_flac() -> bytes:
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "is no sound that is read"),
         (b"\x00\x00\x00\x20ftypisom" + bytes(200), "is a video or a container .* ffmpeg"),
         (b"\x1aE\xdf\xa3" + b"B\x82\x88matroska" + bytes(200), "is a video or a container"),
+        (b"\x00\x00\x00\x08wide\x00\x00\x10\x00mdat" + bytes(200), "is a video or a container"),
         (b"ID3" + bytes(300), "is damaged|holds no sound"),
         (b"RIFF" + bytes(100), "is damaged"),
         (damaged_flac(), "is damaged"),
@@ -136,6 +137,29 @@ def test_what_is_no_sound(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "file.mp3").write_bytes(data)
     with pytest.raises(TokenizerError, match=f"file.mp3.*({message})"):
         read_sound(tmp_path / "file.mp3")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
+def test_half_a_wav_is_damaged(subtype: str) -> None:
+    """The library reads what is there; the header knows how much there was."""
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([speech_like(2, 16000)] * 2, axis=1), 16000, format="WAV", subtype=subtype)
+    whole = file.getvalue()
+    assert len(read_sound(whole)) == 32000
+    with pytest.raises(TokenizerError, match=r"is damaged: only 1\.0 of 2\.0 seconds can be read"):
+        read_sound(whole[: len(whole) // 2])
+    # A program that writes into a pipe cannot know: it states the largest number.
+    place = whole.index(b"data") + 4
+    unknown = whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :]
+    assert len(read_sound(unknown)) == 32000
+
+
+def test_numbers_that_are_none_in_a_file(tmp_path: Path) -> None:
+    samples = speech_like(0.1, 16000)
+    samples[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
+    with pytest.raises(TokenizerError, match=r"nan\.wav holds infinity or NaN: mend the recording"):
+        read_sound(tmp_path / "nan.wav")
 
 
 def test_other_mistakes(tmp_path: Path) -> None:

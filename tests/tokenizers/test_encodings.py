@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import BertTokenizer, RobertaTokenizer
 
-from polyformer.errors import TokenizerError
+from polyformer.errors import TokenizerError, TruncationWarning
 from polyformer.tokenizers.encodings import encode_texts, encode_windows, pad_together
 from polyformer.tokenizers.loading import load_tokenizer
 
@@ -86,6 +87,17 @@ def test_padding(both: tuple[Any, Any]) -> None:
     expected = theirs(FIRST, SECOND, padding=True, return_tensors="pt", return_token_type_ids=True)
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
+
+
+def test_cuts_are_warned_of(both: tuple[Any, Any]) -> None:
+    ours, _ = both
+    texts = ["a", "one two three four five six", "a b c d e f g"]
+    with pytest.warns(TruncationWarning, match="2 of 3 texts were longer than the model reads and lost their end"):
+        encode_texts(ours, texts, limit=6, truncate=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_texts(ours, texts[:1], limit=6, truncate=True)
+        encode_texts(ours, texts, limit=60, truncate=True)
 
 
 def test_errors(both: tuple[Any, Any]) -> None:

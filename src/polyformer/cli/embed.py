@@ -69,7 +69,10 @@ def embed(
     loaded = load(model, dtype=dtype, device=device, revision=revision)
     can_pictures = "embed_images" in loaded.capabilities
     pictures = images or (can_pictures and "embed" not in loaded.capabilities)
-    given = inputs.gather_pictures(texts, input_file) if pictures else inputs.gather_texts(texts, input_file)
+    if pictures:
+        given = inputs.gather_pictures(texts, input_file)
+    else:
+        given = inputs.gather_texts(texts, input_file, for_files="--images" if can_pictures else "--input-file")
     if pictures and (truncate or prompt is not None):
         raise InputError("--truncate and --prompt are for texts, but these are pictures: leave them out")
     options: dict[str, Any] = {"pooling": pooling, "normalize": normalize}

@@ -26,11 +26,16 @@ Truncate = Annotated[
 ]
 
 
-def gather_texts(texts: list[str] | None, input_file: Path | None, what: str = "text") -> list[str]:
+def gather_texts(
+    texts: list[str] | None, input_file: Path | None, what: str = "text", *, for_files: str = "--input-file"
+) -> list[str]:
     """The texts, from the one place that a person named; from standard input where they named none.
 
+    Args:
+        for_files: the option that reads what is in a file, for those who wrote its name where a text is expected.
+
     Raises:
-        InputError: both places, or none with a terminal as standard input.
+        InputError: both places, none with a terminal as standard input, or a blank text.
     """
     if texts and input_file is not None:
         raise InputError(f"give the {what}s in one way: as arguments, or with --input-file")
@@ -42,7 +47,25 @@ def gather_texts(texts: list[str] | None, input_file: Path | None, what: str = "
         texts = ["-"]
     if texts.count("-") > 1:
         raise InputError("standard input (-) can be one text only")
-    return [read_text(Path("-")) if text == "-" else text for text in texts]
+    for text in texts:
+        if _is_file(text):
+            print(
+                f"note: {text!r} itself is read as a {what}, though there is such a file: {for_files} reads what is in "
+                "it",
+                file=sys.stderr,
+            )
+    found = [read_text(Path("-")) if text == "-" else text for text in texts]
+    for number, text in enumerate(found):
+        if not text.strip():
+            raise InputError(f"{what} {number} is blank: there is nothing to read")
+    return found
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name can be, or with a character that none can have
+        return False
 
 
 def gather_pictures(names: list[str] | None, input_file: Path | None) -> list[str]:

@@ -34,7 +34,7 @@ from polyformer.cli import (
     translate,
     validate,
 )
-from polyformer.errors import PolyformerError
+from polyformer.errors import PolyformerError, TruncationWarning
 
 app = typer.Typer(
     name="polyformer",
@@ -90,10 +90,14 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line on `arguments` (default: those of the process) and leave with its exit code."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # those of the libraries are for programmers: python -W default shows them
     try:
-        code = app(arguments, prog_name="polyformer", standalone_mode=False) or 0  # typer gives 130 for Ctrl-C
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                # Those of the libraries are for programmers: python -W default shows them.
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", TruncationWarning)
+                warnings.showwarning = _note
+            code = app(arguments, prog_name="polyformer", standalone_mode=False) or 0  # typer gives 130 for Ctrl-C
         if code == 130:
             _complain("stopped")
     except (KeyboardInterrupt, typer.Abort):
@@ -112,6 +116,13 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     _flush()
     sys.exit(code)
+
+
+def _note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A warning that is for everyone; takes what `warnings.showwarning` takes."""
+    _complain(f"note: {message}")
 
 
 def _complain(line: str) -> None:

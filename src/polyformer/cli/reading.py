@@ -19,6 +19,11 @@ def decode(data: bytes, where: str) -> str:
     Raises:
         InputError: `data` is not UTF-8; says at which byte and how to mend it.
     """
+    if (binary := data.find(0)) >= 0:
+        raise InputError(
+            f"{where} is a binary file or UTF-16, no text in UTF-8 (byte 0x00 at offset {binary}): name a text, or "
+            "convert it first, for example with: iconv -f UTF-16 -t UTF-8"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

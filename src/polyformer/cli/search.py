@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +53,7 @@ def index(
     old = Index.load(output) if (output / SETTINGS_FILE).is_file() and not rebuild else None
     name = _lasting_name(model, revision)
     loaded = load(model, dtype=dtype, device=device, revision=revision)
-    with _warnings_told(), work_bar("embedding") as progress:
+    with work_bar("embedding") as progress:
         made = Index.of_folder(loaded, folder, old=old, name=name, truncate=truncate, progress=progress)
     changes = made.changes
     if old is None or old.model != name or changes.new or changes.changed or changes.gone:
@@ -69,7 +66,7 @@ def index(
         f"changed, {changes.unchanged:,} unchanged, {changes.gone:,} gone)"
     )
     if changes.split:
-        _note(f"{changes.split:,} passages were longer than the model reads and were split")
+        print(f"note: {changes.split:,} passages were longer than the model reads and were split", file=sys.stderr)
 
 
 @app.command("query")
@@ -93,8 +90,7 @@ def query(
     given = inputs.gather_texts(questions, input_file, "question")
     name = model or opened.model
     loaded = load(name, dtype=dtype, device=device)
-    with _warnings_told():
-        found = opened.search(loaded, given, top_k=top_k, name=name, truncate=truncate)
+    found = opened.search(loaded, given, top_k=top_k, name=name, truncate=truncate)
     for question, hits in zip(given, found, strict=True):
         if as_json:
             inputs.print_json(question=question, hits=[hit.to_json() for hit in hits])
@@ -110,17 +106,3 @@ def _lasting_name(model: str, revision: str | None) -> str:
     if Path(model).exists():
         return str(Path(model).resolve())
     return f"{model}@{revision}" if revision is not None else model
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """The library's warnings of this project as notes on standard error: the command line hides warnings otherwise."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always", message=r".* lost their end$")
-        yield
-    for warning in caught:
-        _note(str(warning.message))
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

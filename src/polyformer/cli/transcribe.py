@@ -68,6 +68,13 @@ def transcribe(
         raise InputError("--word-timestamps needs --format json or --json: the other formats have no place for words")
     if output_dir is not None and as_json:
         raise InputError("--json prints lines here: leave out --output-dir, or use --format json")
+    if output_dir is not None:
+        if output_dir.exists() and not output_dir.is_dir():
+            raise InputError(f"--output-dir {output_dir} is a file: name a folder")
+        stems = [file.stem for file in files]
+        twice = next((file for number, file in enumerate(files) if file.stem in stems[:number]), None)
+        if twice is not None:
+            raise InputError(f"two recordings would be written to {twice.stem}.{kind}: give them in two calls")
     streamable = len(files) == 1 and kind == "txt" and not as_json and output_dir is None
     if stream and not streamable:
         raise InputError("--stream prints the text of one recording: leave out --format, --json and --output-dir")

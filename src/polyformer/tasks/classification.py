@@ -67,7 +67,7 @@ def classify(
         if pairs is not None:
             raise GenerationError("labels of one's own are compared with single texts: leave pairs out")
         scores, names = _entailed(
-            model, given, list(labels), bool(multi_label), template or TEMPLATE, truncate, progress
+            model, given, own_labels(labels), bool(multi_label), template or TEMPLATE, truncate, progress
         )
     else:
         if template is not None:
@@ -79,6 +79,25 @@ def classify(
         scores, names = probabilities(model, logits, multi_label), list(model.labels or ())
     results = [ranked(names, row, top_k) for row in scores]
     return results[0] if alone else results
+
+
+def own_labels(labels: Sequence[str]) -> list[str]:
+    """A person's labels.
+
+    Raises:
+        GenerationError: there are none, or one is blank or stands there twice: it would share its own probability.
+    """
+    if isinstance(labels, str):
+        raise GenerationError(f"labels are a list of words, not one text: labels=[{labels!r}, ...]")
+    names = list(labels)
+    if not names:
+        raise GenerationError("labels are empty: give at least one")
+    for number, name in enumerate(names):
+        if not name.strip():
+            raise GenerationError(f"label {number} is blank: write what may fit")
+        if name in names[:number]:
+            raise GenerationError(f"the label {name!r} is given twice: leave one out")
+    return names
 
 
 def ranked(names: Sequence[str], scores: Tensor, top_k: int | None) -> list[Label]:
@@ -122,8 +141,6 @@ def _entailed(
             f"labels of one's own need a model that tells entailment, but this one tells {', '.join(names)}: leave "
             "labels out, or load a model trained on natural language inference"
         )
-    if not labels:
-        raise GenerationError("labels are empty: give at least one")
     if "{}" not in template:
         raise GenerationError(f"the template {template!r} has no {{}} where the label goes")
     firsts = [text for text in texts for _ in labels]

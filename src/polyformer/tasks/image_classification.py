@@ -22,6 +22,7 @@ def classify_images(
     labels: Sequence[str] | None = None,
     multi_label: bool | None = None,
     top_k: int | None = None,
+    template: str | None = None,
     batch_size: int = BATCH_PICTURES,
     progress: Progress = None,
 ) -> Any:
@@ -29,7 +30,8 @@ def classify_images(
 
     Args:
         images: one or many: paths, bytes, Pillow images or arrays.
-        labels: not for this model: labels of one's own need one that compares pictures with texts (CLIP, SigLIP).
+        labels, template: not for this model: labels of one's own need one that compares pictures with texts (CLIP,
+            SigLIP).
         multi_label: several labels may fit, so that each has a probability of its own; None takes what the model was
             trained for.
         top_k: only so many labels; None gives all.
@@ -39,15 +41,16 @@ def classify_images(
         For one picture a list of `Label`, best first; for a list a list of these.
 
     Raises:
-        CapabilityError: the model has no labels, or labels of one's own are given.
+        CapabilityError: the model has no labels, or labels of one's own or a template for them are given.
         TokenizerError: a picture cannot be read.
     """
     require_capability(model, "classify")
-    if labels is not None:
-        raise CapabilityError(
-            "labels of one's own need a model that compares pictures with texts (CLIP, SigLIP), but this one knows "
-            f"{len(model.labels)} labels: leave labels out"
-        )
+    for name, value in (("labels", labels), ("template", template)):
+        if value is not None:
+            raise CapabilityError(
+                "labels of one's own need a model that compares pictures with texts (CLIP, SigLIP), but this one knows "
+                f"{len(model.labels)} labels: leave {name} out"
+            )
     if top_k is not None and top_k < 1:
         raise GenerationError(f"top_k is {top_k}, but it must be at least 1")
     given, alone = as_pictures(images)

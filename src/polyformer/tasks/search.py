@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from polyformer.errors import CheckpointError, GenerationError
+from polyformer.errors import CheckpointError, GenerationError, TruncationWarning
 from polyformer.tasks import embedding
 from polyformer.tasks.base import Progress, TaskModel, require_tokenizer
 from polyformer.tasks.embedding import embed
@@ -268,7 +268,7 @@ class Fingerprint:
         settings: Any = getattr(model, "embedding_settings", None)
         method = embedding._method(model, pooling, settings)
         # No prompt: questions may have another than passages.
-        vector = embed(model, _PROBE, pooling=pooling, normalize=True, prompt="", truncate=True)
+        vector = _embed_quietly(model, _PROBE, pooling=pooling, normalize=True, prompt="", truncate=True)
         digest = hashlib.sha256()
         for name, parameter in sorted(model.network.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
@@ -364,7 +364,7 @@ class Index:
         if not given:
             raise GenerationError("there is nothing to index")
         fitting, changes = _fitting_passages(model, given, options.get("prompt"), truncate)
-        vectors = embed(model, [one.text for one in fitting], progress=progress, truncate=truncate, **options)
+        vectors = _embed_quietly(model, [one.text for one in fitting], progress=progress, truncate=truncate, **options)
         return cls._made(model, fitting, vectors, name=name, options=options, changes=changes)
 
     @classmethod
@@ -419,7 +419,7 @@ class Index:
                 files=files,
                 changes=changes,
             )
-        vectors = embed(model, [one.text for one in fitting], progress=progress, truncate=truncate, **options)
+        vectors = _embed_quietly(model, [one.text for one in fitting], progress=progress, truncate=truncate, **options)
         if old is not None and same:
             kept = [number for number, one in enumerate(old.passages) if one.source in same]
             known = old._graph.get(np.array(kept, dtype=np.uint64)) if kept else vectors[:0]
@@ -518,7 +518,7 @@ class Index:
         fitting, cut = _fitting(model, given, options.get("prompt"), truncate=truncate, what="question")
         _warn_of_cuts(cut, "questions")
         pieces = [piece for part in fitting for piece in part]
-        vectors = iter(embed(model, pieces, truncate=truncate, **options))
+        vectors = iter(_embed_quietly(model, pieces, truncate=truncate, **options))
         wanted = min(top_k, len(self))
         self._graph.expansion_search = max(_SEARCH_CANDIDATES, 2 * wanted)
         results = [self._nearest([next(vectors) for _ in part], wanted) for part in fitting]
@@ -634,7 +634,15 @@ def _fitting_passages(
 
 def _warn_of_cuts(cut: int, what: str) -> None:
     if cut:
-        warnings.warn(f"{cut} {what} are longer than the model reads and lost their end", stacklevel=3)
+        text = f"{cut} {what} are longer than the model reads and lost their end"
+        warnings.warn(text, TruncationWarning, stacklevel=3)
+
+
+def _embed_quietly(model: TaskModel, texts: Any, **options: Any) -> Any:
+    """As `embed`, which would warn of cuts again, and of the cut probe."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        return embed(model, texts, **options)
 
 
 def _new_graph(size: int, *, path: Path | None = None) -> Any:

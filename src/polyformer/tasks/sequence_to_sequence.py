@@ -55,6 +55,16 @@ def source_ids(model: TaskModel, text: str, *, truncate: bool = False, what: str
     return fitting(model, ids, truncate=truncate)
 
 
+def require_words(texts: Sequence[str], what: str) -> None:
+    """
+    Raises:
+        GenerationError: a text is blank. A model would write something all the same, out of nothing.
+    """
+    for number, text in enumerate(texts):
+        if isinstance(text, str) and not text.strip():
+            raise GenerationError(f"text {number} is blank: there is nothing to {what}")
+
+
 def fitting(model: TaskModel, ids: list[int], *, truncate: bool = False) -> list[int]:
     """The ids of a source, if the model can read so many; cut if asked (the last token, which ends a source, stays).
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from polyformer.errors import GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import Progress, as_list, require_capability, require_tokenizer
-from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options
+from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options, require_words
 
 # Where a text may be cut: after the end of a sentence, or a line.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+")
@@ -50,17 +51,26 @@ def summarize(
 
     Returns:
         A `Summary` for one text, a list of them for a list.
+
+    Raises:
+        GenerationError: a text is blank, the prefix leaves no room for any, or an unknown option.
     """
     require_capability(model, "summarize")
     tokenizer = require_tokenizer(model, "summarize")
     given, alone = as_list(texts)
+    require_words(given, "summarize")
     settings = GenerationSettings.from_options({**own_options(model, options), **options})
     if prefix is None:
         special = (getattr(model, "task_settings", None) or {}).get("summarization") or {}
         prefix = str(special.get("prefix") or "")
     limit = model.network.config.max_source_positions or UNLIMITED
     room = limit - len(tokenizer.encode(prefix))
-    pieces = [cut(tokenizer, text, max(room, 1)) for text in given]
+    if room < 1:
+        raise GenerationError(
+            f"the prefix takes {limit - room} of the {limit} tokens that the model reads, which leaves no room for a "
+            "text: shorten it"
+        )
+    pieces = [cut(tokenizer, text, room) for text in given]
     sources = [fitting(model, tokenizer.encode(prefix + piece)) for parts in pieces for piece in parts]
     made = generate_from(model, sources, settings, progress=progress)
     written = iter((one[0].text or "").strip() for one in made)

@@ -90,8 +90,10 @@ def tag(
     require_capability(model, "tag")
     if strategy not in STRATEGIES:
         raise GenerationError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
-    if stride is not None and (truncate or stride < 0):
-        raise GenerationError("a stride is a number of tokens, 0 or more, and reads the whole text: leave truncate out")
+    if stride is not None and stride < 0:
+        raise GenerationError(f"stride is {stride}, but it must be a number of tokens, 0 or more")
+    if stride is not None and truncate:
+        raise GenerationError("a stride reads the whole text: leave truncate out")
     given, alone = as_list(texts)
     if stride is None or model.context_length is None:
         windows = [[one] for one in read_texts(model, given, truncate=truncate, what="tag texts")]

@@ -9,7 +9,8 @@ from typing import Any
 from polyformer.errors import GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import Progress, as_list, require_capability, require_tokenizer
-from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options
+from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options, require_words
+from polyformer.tokenizers.encodings import warn_of_cuts
 from polyformer.tokenizers.marian import MarianTokenizer
 
 
@@ -54,11 +55,12 @@ def translate(
         A `Translation` for one text, a list of them for a list.
 
     Raises:
-        GenerationError: a language the model does not know, or an unknown option.
+        GenerationError: a language the model does not know, a text that is blank or too long, or an unknown option.
     """
     require_capability(model, "translate")
     tokenizer = require_tokenizer(model, "translate")
     given, alone = as_list(texts)
+    require_words(given, "translate")
     settings = GenerationSettings.from_options({**own_options(model, options), **options})
     marian = None if target_language is None else tokenizer.token_to_id(f">>{target_language}<<")
     if source_language is not None and (marian is not None or target_language is None):
@@ -66,7 +68,7 @@ def translate(
     source_token = _language(tokenizer, source_language)
     if target_language is not None and marian is None:
         settings = settings.replace(forced_bos_token_id=_language(tokenizer, target_language))
-    sources = []
+    sources, cut = [], 0
     for text in given:
         ids = tokenizer.encode(prefix + text)
         if marian is not None:
@@ -74,6 +76,8 @@ def translate(
         if source_token is not None:
             ids = _with_language(tokenizer, ids, source_token)
         sources.append(fitting(model, ids, truncate=truncate))
+        cut += len(sources[-1]) < len(ids)
+    warn_of_cuts(cut, len(given))
     made = generate_from(model, sources, settings, progress=progress)
     results = [Translation((one[0].text or "").strip(), one[0].score) for one in made]
     return results[0] if alone else results

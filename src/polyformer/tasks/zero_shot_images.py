@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyformer.errors import GenerationError
-from polyformer.tasks.base import Progress, require_capability
-from polyformer.tasks.classification import ranked
+from polyformer.errors import GenerationError, TokenizerError
+from polyformer.tasks.base import Progress, require_capability, require_tokenizer
+from polyformer.tasks.classification import own_labels, ranked
 from polyformer.tasks.embedding import embed
 from polyformer.tasks.embedding_pictures import embed_images
 from polyformer.tasks.pictures import BATCH_PICTURES, as_pictures
@@ -46,15 +46,16 @@ def classify_images_zero_shot(
         For one picture a list of `Label`, best first; for a list a list of these.
 
     Raises:
-        GenerationError: no labels, or a template without a place for them.
+        GenerationError: no labels, a blank one, one twice, or a template without a place for them.
         TokenizerError: a picture cannot be read, or a label is too long.
     """
     require_capability(model, "classify")
-    names = list(labels or ())
-    if not names:
+    if not labels:
         raise GenerationError(
-            'this model compares pictures with words of yours: give labels, for example labels=["a cat", "a dog"]'
+            'this model compares pictures with words of yours: give labels, for example labels=["a cat", "a dog"] '
+            '(--label "a cat" --label "a dog")'
         )
+    names = own_labels(labels)
     templates = [template] if isinstance(template, str) else list(template)
     for one in templates:
         if "{}" not in one:
@@ -62,6 +63,14 @@ def classify_images_zero_shot(
     if top_k is not None and top_k < 1:
         raise GenerationError(f"top_k is {top_k}, but it must be at least 1")
     sentences = [one.replace("{}", name) for name in names for one in templates]
+    tokenizer, limit = require_tokenizer(model, "read labels"), model.context_length
+    for sentence in sentences:
+        tokens = len(tokenizer.encode(sentence))
+        if limit is not None and tokens > limit:
+            raise TokenizerError(
+                f"the label in {sentence[:60]!r} makes {tokens} tokens with its template, but the model reads at most "
+                f"{limit}: shorten it"
+            )
     texts = torch.from_numpy(embed(model, sentences)).double().view(len(names), len(templates), -1).mean(1)
     texts = torch.nn.functional.normalize(texts, dim=-1)
     given, alone = as_pictures(images)

@@ -17,7 +17,8 @@ Sound: TypeAlias = "str | os.PathLike[str] | bytes | tuple[np.ndarray[Any, Any],
 FORMATS = "wav, flac, mp3, ogg, opus, aiff, au"
 
 # The beginnings of files that people take for sound, and that hold pictures too.
-_VIDEOS = {b"ftyp": 4, b"matroska": -1, b"webm": -1, b"AVI ": 8}
+_VIDEOS = {b"matroska": -1, b"webm": -1, b"AVI ": 8, b"0&\xb2u": 0}
+_VIDEOS |= dict.fromkeys((b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"), 4)  # of QuickTime and MP4
 
 
 def read_sound(sound: Sound, rate: int = 16000) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -64,7 +65,7 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray[Any, Any], int]:
         raise TokenizerError(f"{name} is empty: record or fetch it again")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            expected, rate = file.frames, file.samplerate
+            expected, rate = _stated_frames(data) or file.frames, file.samplerate
             samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise TokenizerError(f"{name} {_why(data)} ({_reason(error)})") from None
@@ -75,7 +76,27 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray[Any, Any], int]:
             f"{name} is damaged: only {len(samples) / rate:.1f} of {expected / rate:.1f} seconds can be read; fetch it "
             "again"
         )
+    if not np.isfinite(samples).all():
+        raise TokenizerError(f"{name} holds infinity or NaN: mend the recording")
     return samples, rate
+
+
+def _stated_frames(data: bytes) -> int | None:
+    """How many frames the header of a wav says there are, of which the library tells only those that it found; None of
+    other files, and where a program that wrote into a pipe could not know."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return None
+    place, frame = 12, 0
+    while place + 8 <= len(data):
+        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if name == b"fmt ":
+            frame = int.from_bytes(data[place + 20 : place + 22], "little")  # bytes of all channels together
+            known = int.from_bytes(data[place + 8 : place + 10], "little") in (1, 3, 6, 7, 0xFFFE)
+            frame = frame if known else 0  # a compressed block is no frame
+        if name == b"data":
+            return size // frame if frame and size < 0x7FFF0000 else None
+        place += 8 + size + size % 2  # chunks begin at even places
+    return None
 
 
 def _why(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from polyformer.errors import TokenizerError
+from polyformer.errors import TokenizerError, TruncationWarning
 from polyformer.tokenizers.text import TextTokenizer
 
 
@@ -46,7 +47,7 @@ def encode_texts(
     Args:
         pairs: a second text for each.
         limit: the most tokens of one input, special ones included; None for no limit.
-        truncate: cut what is longer, the longer of two texts first; otherwise it is an error.
+        truncate: cut what is longer, the longer of two texts first, and warn of it; otherwise it is an error.
 
     Raises:
         TokenizerError: an input has more tokens than the limit, or is not valid Unicode.
@@ -54,7 +55,9 @@ def encode_texts(
     backend = tokenizer.backend
     if truncate and limit is not None:
         backend = _truncating(tokenizer, limit, 0, "longest_first")
-    encodings = [_encoding(one) for one in _encode(backend, texts, pairs)]
+    made = _encode(backend, texts, pairs)
+    warn_of_cuts(sum(bool(one.overflowing) for one in made), len(made))
+    encodings = [_encoding(one) for one in made]
     for number, encoding in enumerate(encodings):
         if limit is not None and len(encoding.ids) > limit:
             raise TokenizerError(
@@ -62,6 +65,16 @@ def encode_texts(
                 "ask for truncation (truncate=True, --truncate)"
             )
     return encodings
+
+
+def warn_of_cuts(cut: int, total: int) -> None:
+    """Says how many of all texts were cut, if any."""
+    if cut:
+        warnings.warn(
+            f"{cut} of {total} texts were longer than the model reads and lost their end",
+            TruncationWarning,
+            stacklevel=2,
+        )
 
 
 def encode_windows(

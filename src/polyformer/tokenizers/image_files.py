@@ -23,8 +23,11 @@ FORMATS = "png, jpeg, webp, gif, bmp, tiff, avif"
 # What the largest cameras take. A small file can claim any number of pixels.
 MOST_PIXELS = 150_000_000
 
-# The beginnings of files that people take for pictures.
-_VIDEOS = (b"\x1aE\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"OggS")
+# The beginnings of files that people take for pictures. Drawings are for other programs, and a file from anywhere must
+# not start one: Pillow would call Ghostscript for PostScript.
+_DRAWINGS = (b"<svg", b"<?xm", b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF")
+_VIDEOS = (b"\x1aE\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"OggS", b"0&\xb2u")
+_QUICKTIME = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 
 
@@ -69,6 +72,8 @@ def _decode(data: bytes, name: str, mode: str) -> Image:
 
     if not data:
         raise TokenizerError(f"{name} is empty: fetch it again")
+    if data[:64].lstrip()[:4] in _DRAWINGS:
+        raise TokenizerError(f"{name} is a drawing, not a picture: render it first; pictures are {FORMATS}")
     try:
         with warnings.catch_warnings():
             # The size is checked below, with a limit of our own.
@@ -119,11 +124,9 @@ def _too_large(name: str, size: str = "more pixels than any camera takes") -> To
 
 def _what_else(data: bytes) -> str:
     head = data[:64]
-    container = head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS
+    container = head[4:8] in _QUICKTIME and head[8:12] not in _STILL_BRANDS
     if container or (head[:4] == b"RIFF" and head[8:12] == b"AVI ") or head.startswith(_VIDEOS):
         return "is a video, not a picture: take a frame out first, with: ffmpeg -i FILE -frames:v 1 out.png"
-    if head.lstrip()[:4] in (b"<svg", b"<?xm"):
-        return f"is a drawing, not a picture: render it first; pictures are {FORMATS}"
     return f"is no picture that is read; known: {FORMATS}"
 
 
