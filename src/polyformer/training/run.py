@@ -116,11 +116,14 @@ def train(
         _require_same(recipe, folder)
     place = parse_device(device)
     parts = prepare_parts(recipe, tokenizer_folder=folder.tokenizer if resume else None)
-    if not resume:
+    trainer = make_trainer(recipe, parts, place, States(folder.states, keep_last=recipe.training.keep_last))
+    if resume:
+        _go_on(trainer, folder)
+    else:
         folder.begin(recipe.to_yaml(), overwrite=overwrite)
         if parts.tokenizer is not None:
             parts.tokenizer.save(folder.tokenizer)
-    return _run(recipe, folder, parts, place, resume, observers)
+    return _run(recipe, folder, parts, trainer, observers)
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -130,10 +133,11 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
         as `train`.
     """
     parts = prepare_parts(recipe, tokenizer_folder=None)
+    trainer = make_trainer(recipe, parts, torch.device("cpu"), None)
     return {
         "parameters": count_parameters(parts.built.network),
         "vocabulary": None if parts.tokenizer is None else parts.tokenizer.vocab_size,
-        "steps": _steps(recipe, parts.data),
+        "steps": trainer.settings.steps,
         "data": parts.data.facts,
         "new_parts": list(parts.built.new_parts),
     }
@@ -164,17 +168,22 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None) -> Parts:
         tokenizer = load_tokenizer(tokenizer_folder)
     else:
         tokenizer = _tokenizer(recipe)
+    _require_tokenizer(recipe, tokenizer, needed=chosen.reads != "labels")
     built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
     kind = kind_of(chosen, built.network.config)
-    if kind.texts and tokenizer is None:
-        raise ConfigError(
-            f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
-        )
+    _require_tokenizer(recipe, tokenizer, needed=bool(kind.texts))
     objective = _objective(recipe, tokenizer, built.network)
     objective.check(built.network.config)  # type: ignore[arg-type]
     processor = _image_processor(built.network) if "image" in kind.kept else None
     data = prepare(recipe.data, kind, tokenizer, labels=recipe.model.labels, image_processor=processor)
     return Parts(tokenizer, built, objective, data, processor)
+
+
+def _require_tokenizer(recipe: Recipe, tokenizer: TextTokenizer | None, *, needed: bool) -> None:
+    if needed and tokenizer is None:
+        raise ConfigError(
+            f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
+        )
 
 
 def _objective_class(recipe: Recipe) -> type[Objective]:
@@ -269,19 +278,18 @@ def _image_processor(network: Any) -> ImageProcessor:
 # --- the run itself -------------------------------------------------------------------------------------------------
 
 
-def _run(
-    recipe: Recipe,
-    folder: RunFolder,
-    parts: Parts,
-    device: torch.device,
-    resume: bool,
-    observers: Sequence[Observer],
-) -> Summary:
+def make_trainer(recipe: Recipe, parts: Parts, device: torch.device, states: States | None) -> Trainer:
+    """The trainer of a recipe, whose parts were made.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+    """
     section = recipe.training
+    steps = _steps(recipe, parts.data)
+    schedule = _schedule(recipe, steps)
     network = parts.built.network.to(device)
     if section.activation_checkpointing:
         _checkpoint_layers(network)
-    steps = _steps(recipe, parts.data)
     loader = Loader(
         parts.data.train,
         parts.objective,
@@ -294,26 +302,31 @@ def _run(
             f"objective {recipe.objective.name} compares the rows of a batch with one another, so micro-batches would "
             "change it: leave micro_batch_size out"
         )
-    average = ExponentialAverage(network, section.ema) if section.ema is not None else None
-    trainer = Trainer(
+    return Trainer(
         torch.compile(network) if section.compile else network,  # type: ignore[arg-type]
         parts.objective,
         loader,
         optimizers=make_optimizers(network, OptimizerSettings(**recipe.optimizer.model_dump())),
-        schedule=_schedule(recipe, steps),
+        schedule=schedule,
         settings=_settings(recipe, steps),
-        states=States(folder.states, keep_last=section.keep_last),
+        states=states,
         evaluation=_evaluation(recipe, parts),
-        average=average,
+        average=ExponentialAverage(network, section.ema) if section.ema is not None else None,
         sample=_sampler(recipe, parts),
     )
-    if resume:
-        found = trainer.states.steps() if trainer.states else []
-        if not found:
-            raise TrainingError(f"{folder.path} holds no state to go on from: begin again with --overwrite")
-        trainer.resume(found[-1])
+
+
+def _go_on(trainer: Trainer, folder: RunFolder) -> None:
+    found = trainer.states.steps() if trainer.states else []
+    if not found:
+        raise TrainingError(f"{folder.path} holds no state to go on from: begin again with --overwrite")
+    trainer.resume(found[-1])
+
+
+def _run(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, observers: Sequence[Observer]) -> Summary:
+    section = recipe.training
     journal = Journal(folder.journal, after_step=trainer.progress.step)
-    facts = _facts(parts, steps, device)
+    facts = _facts(parts, trainer.settings.steps, trainer.device)
     listeners: list[Observer] = [JournalObserver(journal, facts, section.log_every), *observers]
     if section.tensorboard:
         from polyformer.training.tensorboard import TensorBoardObserver
@@ -323,7 +336,7 @@ def _run(
     try:
         with _deterministic(section.deterministic), _signals(trainer) as received:
             ended = trainer.run()
-            summary = _finish(recipe, folder, parts, trainer, ended, steps)
+            summary = _finish(recipe, folder, parts, trainer, ended)
         journal.write("end", step=trainer.progress.step, reason=ended)
         if received:
             summary = dataclasses.replace(summary, exit_code=128 + received[0])
@@ -334,7 +347,7 @@ def _run(
     return summary
 
 
-def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, ended: str, steps: int) -> Summary:
+def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, ended: str) -> Summary:
     """Save the model: the best weights if there are held-out data, else the last ones."""
     progress, network = trainer.progress, parts.built.network
     last_loss = progress.losses[-1] if progress.losses else None
@@ -349,7 +362,7 @@ def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, e
         folder=str(folder.path),
         ended=ended,
         step=progress.step,
-        steps=steps,
+        steps=trainer.settings.steps,
         parameters=count_parameters(network),
         tokens=progress.tokens,
         examples=progress.examples,
