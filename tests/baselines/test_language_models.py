@@ -301,3 +301,18 @@ def test_half_precision_is_near(language_model: Any, random_ids: Any) -> None:
     near = half.to(torch.bfloat16)(ids).logits.double().log_softmax(-1)
     assert float((exact * (exact.log() - near)).sum(-1).mean()) < 0.01
     assert half(ids, attention_mask=mask).logits.isfinite().all()
+
+
+def test_trains_in_mixed_precision(language_model: Any, random_ids: Any) -> None:
+    """Under autocast, with packed rows and without, gradients are near those of float32."""
+    network, ids = type(language_model)(language_model.config), random_ids(2, 10)
+    network.load_state_dict(language_model.state_dict())
+    for documents in (None, torch.tensor([[0] * 4 + [1] * 6] * 2)):
+        gradients = []
+        for enabled in (False, True):
+            network.train().zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                logits = network(ids, document_ids=documents).logits
+            functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten()).backward()
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+        assert functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99

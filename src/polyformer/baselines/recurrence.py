@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -92,6 +93,13 @@ class Recurrence(core.Module):
             [batch, columns, output_size], zeros at padding; and the state after the last token of each row, or of the
             last document of each.
         """
+        if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Few CPUs train recurrent layers in 16 bits, and none of the others is faster so: they stay in float32.
+            with torch.autocast("cpu", enabled=False):
+                return self._run(inputs.float(), texts, state)
+        return self._run(inputs, texts, state)
+
+    def _run(self, inputs: Tensor, texts: Texts, state: State | None) -> tuple[Tensor, State]:
         before = self._zeros(inputs) if state is None else tuple(part.to(inputs.dtype) for part in state)
         if texts.whole:
             outputs, last = self.cells(inputs, self._as_cells_take(before))

@@ -90,7 +90,7 @@ class Texts:
         """
         if self.rows is None:
             return last
-        kept = last.new_zeros(self._shape[0], *last.shape[1:]) if before is None else before
+        kept = last.new_zeros(self._shape[0], *last.shape[1:]) if before is None else before.to(last.dtype)
         ends = torch.ones_like(self.rows, dtype=torch.bool)
         ends[:-1] = self.rows[1:] != self.rows[:-1]
         return kept.index_put((self.rows[ends],), last[ends])
