@@ -1,0 +1,114 @@
+"""Python code: the standard library of the Python that runs, whole modules or functions with their docstrings."""
+
+from __future__ import annotations
+
+import ast
+import platform
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyformer.checkpoints.transfer import ProgressCallback
+from polyformer.errors import DataError
+from polyformer.training.data.cleaning import part_of
+from polyformer.training.data.formats import ReaderOptions, read_python
+from polyformer.training.data.samples.base import Document, Sample
+from polyformer.training.data.samples.storing import SPLITS, read_stored, store
+
+_SHARES = {"train": 0.85, "validation": 0.05, "test": 0.1}
+# Tests repeat themselves, lib2to3 holds Python 2, and pydoc_data is prose in a string.
+_LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
+)
+
+
+def _fetch_modules(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    store(folder, modules(_library()))
+    return {"python": platform.python_version()}
+
+
+def _fetch_functions(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    store(folder, (function for module in modules(_library()) for function in functions(module)))
+    return {"python": platform.python_version()}
+
+
+def _library() -> Path:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    if not (folder / "abc.py").is_file():
+        raise DataError(f"this Python keeps no sources of its standard library in {folder}: use another one")
+    return folder
+
+
+def modules(library: Path) -> Iterator[Document]:
+    """Each source file; those of one package are in one part."""
+    for path in sorted(library.rglob("*.py")):
+        relative = path.relative_to(library)
+        if _LEFT_OUT.intersection(relative.parts) or any("-" in part for part in relative.parts[:-1]):
+            continue  # a hyphen: config-3.11-x86_64-linux-gnu and the like are of the machine
+        for _, document in read_python(path, ReaderOptions()):
+            group = relative.with_suffix("").parts[0]
+            yield {
+                "text": document["text"],
+                "path": relative.as_posix(),
+                "group": group,
+                "split": part_of(group, _SHARES),
+            }
+
+
+def functions(module: Document) -> Iterator[Document]:
+    """Functions and methods with a docstring, from their first decorator on and with their indentation taken off."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(module["text"])
+    except (SyntaxError, ValueError):
+        return
+    lines = module["text"].splitlines(keepends=True)
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            continue
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        yield {
+            "text": textwrap.dedent("".join(lines[first - 1 : node.end_lineno])),
+            "docstring": docstring,
+            "name": node.name,
+            **{name: module[name] for name in ("path", "group", "split")},
+        }
+
+
+_GROUP = "the outermost package or module; one is in one part"
+_SOURCE = "the Python that runs this"
+
+SAMPLES = (
+    Sample(
+        name="python-stdlib",
+        description="modules of the standard library of the Python that runs this, without its tests",
+        licence="PSF-2.0",
+        source=_SOURCE,
+        fields={"text": "the source", "path": "within the library", "group": _GROUP},
+        splits=SPLITS,
+        fetch=_fetch_modules,
+        read=read_stored,
+    ),
+    Sample(
+        name="python-functions",
+        description="functions of the standard library of the Python that runs this, with their docstrings",
+        licence="PSF-2.0",
+        source=_SOURCE,
+        fields={
+            "text": "the source of the function, its docstring within",
+            "docstring": "alone, indentation taken off",
+            "name": "of the function",
+            "path": "of its module",
+            "group": _GROUP,
+        },
+        splits=SPLITS,
+        fetch=_fetch_functions,
+        read=read_stored,
+    ),
+)
