@@ -119,6 +119,13 @@ class SourceSection(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     limit: Positive | None = None
 
+    @model_validator(mode="after")
+    def _no_double(self) -> SourceSection:
+        for name in self.options:
+            if name in SourceSection.model_fields:
+                raise ValueError(f"{name} is a field of the source itself: write it beside options, not in them")
+        return self
+
 
 class DataSection(Section):
     """What is learned from, and what is held out.
