@@ -52,8 +52,9 @@ def _plain_lines() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 @contextmanager
-def work_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Gives a callback that takes how many inputs are done and how many there are; None without a terminal."""
+def work_bar(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Gives a callback that takes how many inputs are done and how many there are (None while unknown); None without
+    a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -63,7 +64,7 @@ def work_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
         yield show
