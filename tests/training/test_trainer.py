@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.conftest import Counting, small_config
 from torch import nn
 
 from polyformer.errors import TrainingError
@@ -21,7 +22,6 @@ from polyformer.training.schedules import Schedule
 from polyformer.training.spikes import SpikeSettings
 from polyformer.training.states import States
 from polyformer.training.trainer import Evaluation, Observer, StepReport, Trainer, TrainerSettings
-from tests.training.conftest import Counting, small_config
 
 
 class Record(Observer):

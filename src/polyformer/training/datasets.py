@@ -9,8 +9,6 @@ from typing import Any
 
 from polyformer.checkpoints.disk import cache_folder
 from polyformer.errors import ConfigError, DataError
-from polyformer.objectives import OBJECTIVES
-from polyformer.objectives.base import Objective
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data import samples
@@ -46,23 +44,12 @@ KINDS: Mapping[str, Kind] = {
     "tokens": Kind(("text",), rows=True),
     "pair": Kind(("source", "target"), special=True),
     "labels": Kind(("text",), ("label",), special=True),
+    "tags": Kind(("text",), ("tags",), special=True),
     "texts": Kind(("first", "second"), special=True),
-    "images": Kind(("text",), ("image",), special=True),
+    "images": Kind((), ("image", "label")),
+    "captions": Kind(("text",), ("image",), special=True),
 }
 """What `Objective.reads` may be."""
-
-_TAGS = Kind(("text",), ("tags",), special=True)
-_LABELLED_PICTURES = Kind((), ("image", "label"))
-
-
-def kind_of(objective: type[Objective], config: Any) -> Kind:
-    """What an objective reads for a network with this config: labels may belong to texts, words or pictures."""
-    if objective.reads != "labels":
-        return KINDS[objective.reads]
-    if objective is OBJECTIVES.get("tagging"):
-        return _TAGS
-    reads_pictures = getattr(getattr(config, "encoder", None), "input_name", None) == "pixel_values"
-    return _LABELLED_PICTURES if reads_pictures else KINDS["labels"]
 
 
 @dataclass(frozen=True)
@@ -211,12 +198,17 @@ def _store(
             tokenizer if kind.texts else None,
             fields=kind.texts,
             keep=kind.kept,
-            append_eos=kind.rows and section.append_end,
-            add_special_tokens=kind.special,
+            append_eos=kind.rows and section.append_end and tokenizer is not None and not _is_encoders(tokenizer),
+            add_special_tokens=kind.special or (kind.rows and tokenizer is not None and _is_encoders(tokenizer)),
             progress=progress,
         )
     except DataError as error:
         raise DataError(f"{source.source}{f' ({part})' if part != 'train' else ''}: {error}") from error
+
+
+def _is_encoders(tokenizer: TextTokenizer) -> bool:
+    """Whether texts stand between [CLS] and [SEP], and have no other end."""
+    return tokenizer.cls_token_id is not None and tokenizer.eos_token_id is None
 
 
 def _identity(source: SourceSection) -> Any:

@@ -30,7 +30,7 @@ from polyformer.tokenizers.text import TextTokenizer
 from polyformer.tokenizers.training import train_tokenizer
 from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.data.loader import EvaluationLoader, Loader
-from polyformer.training.datasets import KINDS, Prepared, kind_of, prepare, training_texts
+from polyformer.training.datasets import KINDS, Prepared, prepare, training_texts
 from polyformer.training.models import Built, build_model, tokenizer_of
 from polyformer.training.observers import JournalObserver
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
@@ -168,22 +168,18 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None) -> Parts:
         tokenizer = load_tokenizer(tokenizer_folder)
     else:
         tokenizer = _tokenizer(recipe)
-    _require_tokenizer(recipe, tokenizer, needed=chosen.reads != "labels")
-    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
-    kind = kind_of(chosen, built.network.config)
-    _require_tokenizer(recipe, tokenizer, needed=bool(kind.texts))
-    objective = _objective(recipe, tokenizer, built.network)
-    objective.check(built.network.config)  # type: ignore[arg-type]
-    processor = _image_processor(built.network) if "image" in kind.kept else None
-    data = prepare(recipe.data, kind, tokenizer, labels=recipe.model.labels, image_processor=processor)
-    return Parts(tokenizer, built, objective, data, processor)
-
-
-def _require_tokenizer(recipe: Recipe, tokenizer: TextTokenizer | None, *, needed: bool) -> None:
-    if needed and tokenizer is None:
+    kind = KINDS[chosen.reads]
+    if kind.texts and tokenizer is None:
         raise ConfigError(
             f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
         )
+    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
+    objective = _objective(recipe, tokenizer, built.network)
+    objective.check(built.network.config)  # type: ignore[arg-type]
+    built.network = objective.begun(built.network)
+    processor = _image_processor(built.network) if "image" in kind.kept else None
+    data = prepare(recipe.data, kind, tokenizer, labels=recipe.model.labels, image_processor=processor)
+    return Parts(tokenizer, built, objective, data, processor)
 
 
 def _objective_class(recipe: Recipe) -> type[Objective]:
@@ -237,7 +233,9 @@ def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, network: nn.Modu
             near = difflib.get_close_matches(name, sorted(fields), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(fields)) or 'none'}"
             raise ConfigError(f"objective {recipe.objective.name} has no option {name!r}; {hint}")
-    known = {name: value for name, value in known_ids(tokenizer, network, recipe).items() if name in fields}
+    known = {name: value for name, value in known_ids(tokenizer, network).items() if name in fields}
+    if not options.get("whole_words"):
+        known.pop("continuation_token_ids", None)
     try:
         made: Objective = TypeAdapter(chosen).validate_python({**known, **options})
     except ValidationError as error:
@@ -247,7 +245,7 @@ def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, network: nn.Modu
     return made
 
 
-def known_ids(tokenizer: TextTokenizer | None, network: Any, recipe: Recipe) -> dict[str, Any]:
+def known_ids(tokenizer: TextTokenizer | None, network: Any) -> dict[str, Any]:
     """Values of options of objectives that need not stand in a recipe."""
     values: dict[str, Any] = {}
     config = network.config
@@ -262,7 +260,20 @@ def known_ids(tokenizer: TextTokenizer | None, network: Any, recipe: Recipe) -> 
             values[f"{role}_token_id"] = number
     values["special_token_ids"] = tuple(sorted(tokenizer.special_token_ids))
     values["vocab_size"] = tokenizer.vocab_size
+    values["continuation_token_ids"] = _ids_where(tokenizer, lambda token: token.startswith("##"))
+    values["sentence_end_token_ids"] = _ids_where(tokenizer, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
+    sentinels = [tokenizer.token_to_id(f"<extra_id_{number}>") for number in range(100)]
+    values["sentinel_token_ids"] = tuple(number for number in sentinels if number is not None)
+    for name in ("prefix", "middle", "suffix"):
+        number = tokenizer.token_to_id(f"<|fim_{name}|>") or tokenizer.token_to_id(f"<fim_{name}>")
+        if number is not None:
+            values[f"{name}_token_id"] = number
     return values
+
+
+def _ids_where(tokenizer: TextTokenizer, wanted: Callable[[str], bool]) -> tuple[int, ...]:
+    tokens = ((number, tokenizer.id_to_token(number)) for number in range(tokenizer.vocab_size))
+    return tuple(number for number, token in tokens if token is not None and wanted(token))
 
 
 def _image_processor(network: Any) -> ImageProcessor:
@@ -384,9 +395,10 @@ def save_model(folder: Path, parts: Parts) -> None:
     generation: dict[str, Any] = {}
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         generation["eos_token_id"] = tokenizer.eos_token_id
+    network, family = parts.objective.finished(built.network, built.family)
     save_network(
-        built.network,
-        built.family,
+        network,
+        family,
         folder,
         writers=writers,
         config_values=built.config_values,
