@@ -147,7 +147,7 @@ class Attention(Packable):
         if self.config.source_size is None:
             queries, keys, values = self._self_attention(inputs, span, store)
         else:
-            queries = self._heads(self.query(inputs), self.config.num_heads, self.query_norm)
+            queries = self._heads(self.query(inputs), self.query_norm)
             keys, values = self._source_keys_values(source, store)
             queries = _by_source(queries.to(keys.dtype), span.rows_per_source)
         scoring = self._scoring(queries, span)
@@ -165,11 +165,15 @@ class Attention(Packable):
             output = functional.dropout(output, self.config.output_dropout, self.training)
         return output, weights if need_weights else None
 
-    def _heads(self, projected: Tensor, count: int, norm: nn.Module | None) -> Tensor:
-        """[batch, new, count * head_dim] -> [batch, count, new, head_dim], normalized."""
+    def _heads(self, projected: Tensor, norm: nn.Module | None) -> Tensor:
+        """[batch, new, heads * head_dim] -> [batch, heads, new, head_dim], normalized.
+
+        How many heads there are follows from the width: where processes share this layer, each has some of them.
+        """
         if norm is not None and norm.config.size != self.config.head_dim:
             projected, norm = norm(projected), None
-        split = projected.view(*projected.shape[:2], count, self.config.head_dim)
+        batch, new, width = projected.shape
+        split = projected.view(batch, new, width // self.config.head_dim, self.config.head_dim)
         if norm is not None:
             split = norm(split)
         return split.transpose(1, 2)
@@ -183,18 +187,20 @@ class Attention(Packable):
 
         Queries and keys go together as long as they can: at one token, the number of calls is what costs.
         """
-        heads, shared = self.config.num_heads, self.config.num_key_value_heads
+        group = self.config.num_heads // self.config.num_key_value_heads  # query heads that share one key
         if self.query_norm is None:
-            joined = self._heads(self.project_together(inputs), heads + 2 * shared, None)
-            turning, values = joined.split([heads + shared, shared], dim=1)
+            joined = self._heads(self.project_together(inputs), None)
+            shared = joined.shape[1] // (group + 2)
+            turning, values = joined.split([(group + 1) * shared, shared], dim=1)
         else:
             query, key, value = self.project(inputs)
-            parts = self._heads(query, heads, self.query_norm), self._heads(key, shared, self.key_norm)
-            turning, values = torch.cat(parts, dim=1), self._heads(value, shared, None)
+            parts = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
+            turning, values = torch.cat(parts, dim=1), self._heads(value, None)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
         if rotary is not None and not rotary.turns_stored_keys:
             turning = rotary(turning, span.queries, span)
-        queries, keys = turning.split([heads, shared], dim=1)
+        shared = values.shape[1]
+        queries, keys = turning.split([group * shared, shared], dim=1)
         if store is not None:
             keys, values = store.append(keys, values)
         if rotary is not None and rotary.turns_stored_keys:
@@ -207,9 +213,8 @@ class Attention(Packable):
             return store.read()
         if source is None:
             raise ConfigError("cross-attention needs a source: encoder states, or a cache that holds them")
-        shared = self.config.num_key_value_heads
-        keys = self._heads(self.key(source), shared, self.key_norm)
-        values = self._heads(self.value(source), shared, None)
+        keys = self._heads(self.key(source), self.key_norm)
+        values = self._heads(self.value(source), None)
         if store is None:
             return keys, values
         if keys.dtype.itemsize == 2 and keys.device.type == "cpu" and not torch.is_grad_enabled():
