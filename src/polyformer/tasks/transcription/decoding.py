@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyformer.core import Cache, EncoderDecoder
+from polyformer.core.encoder_decoder import SourceDecoder
+from polyformer.core.transformer import Source
 from polyformer.generation.generate import generate
 from polyformer.generation.outputs import Generation
 from polyformer.generation.settings import GenerationSettings
-from polyformer.tasks.transcription.rules import FirstTokens, TimestampRules
+from polyformer.tasks.transcription.rules import FirstTokens, PlainScores, TimestampRules
 from polyformer.tasks.transcription.vocabulary import Vocabulary
 
 LONGEST = 224
@@ -72,10 +75,15 @@ class Decoded:
 
     def is_wrong(self, options: DecodingOptions) -> bool:
         """Whether another try is worth it."""
-        if options.compression_ratio_limit is not None and self.compression_ratio > options.compression_ratio_limit:
-            return True
-        doubtful = options.logprob_limit is not None and self.mean_logprob < options.logprob_limit
-        return doubtful and not self.is_silence(options)
+        if self.is_silence(options):
+            return False
+        return self.repeats_itself(options) or (
+            options.logprob_limit is not None and self.mean_logprob < options.logprob_limit
+        )
+
+    def repeats_itself(self, options: DecodingOptions) -> bool:
+        limit = options.compression_ratio_limit
+        return limit is not None and self.compression_ratio > limit
 
 
 @torch.inference_mode()
@@ -86,33 +94,47 @@ def decode_windows(
     prompts: Sequence[Sequence[int]],
     options: DecodingOptions,
 ) -> list[Decoded]:
-    """The text of every window.
+    """The text of every window: the first try that looks right, or where none does the likeliest, those that repeat
+    themselves left aside (as faster-whisper; the first implementation keeps the last try, which is the most random).
 
     Args:
         states: [windows, columns, size] of the encoder.
         prompts: what each transcript begins with, up to the task or <|notimestamps|>.
     """
-    silence = no_speech_probabilities(model, vocabulary, states, prompts)
-    results: list[Decoded | None] = [None] * len(prompts)
+    heard, silence = listen(model, vocabulary, states, prompts)
+    tries: list[list[Decoded]] = [[] for _ in prompts]
     open_rows = list(range(len(prompts)))
     for temperature in options.temperatures:
-        settings = _settings(model, vocabulary, options, temperature)
-        rows = torch.tensor(open_rows, device=states.device)
-        made = generate(
-            model.network.with_source(states[rows]),
-            [prompts[row] for row in open_rows],
-            settings,
-            eos_token_ids=[vocabulary.end],
-        )
-        for row, generations in zip(open_rows, made, strict=True):
-            results[row] = _best(vocabulary, generations, settings, temperature, silence[row])
-        open_rows = [row for row in open_rows if results[row].is_wrong(options)]  # type: ignore[union-attr]
+        # The samples of one window look at one copy of it. Of many windows together, each would need its own as soon
+        # as one text ends.
+        for rows in [open_rows] if temperature == 0 else [[row] for row in open_rows]:
+            plain = PlainScores(temperature) if temperature > 0 else None
+            settings = _settings(model, vocabulary, options, temperature, plain)
+            made = generate(
+                heard.select(torch.tensor(rows, device=states.device)),
+                [prompts[row] for row in rows],
+                settings,
+                eos_token_ids=[vocabulary.end],
+            )
+            for row, generations in zip(rows, made, strict=True):
+                tried = [_decoded(vocabulary, one, settings, plain, silence[row]) for one in generations]
+                tries[row].append(max(tried, key=lambda one: one.mean_logprob))
+        open_rows = [row for row in open_rows if tries[row][-1].is_wrong(options)]
         if not open_rows:
             break
-    return results  # type: ignore[return-value]
+    return [_chosen(of_window, options) for of_window in tries]
 
 
-def _settings(model: Any, vocabulary: Vocabulary, options: DecodingOptions, temperature: float) -> GenerationSettings:
+def _chosen(tries: Sequence[Decoded], options: DecodingOptions) -> Decoded:
+    if not tries[-1].is_wrong(options):
+        return tries[-1]
+    varied = [one for one in tries if not one.repeats_itself(options)]
+    return max(varied or tries, key=lambda one: one.mean_logprob)
+
+
+def _settings(
+    model: Any, vocabulary: Vocabulary, options: DecodingOptions, temperature: float, plain: PlainScores | None
+) -> GenerationSettings:
     own = model.generation_defaults.others
     forbidden = {int(token) for token in own.get("suppress_tokens") or () if 0 <= int(token) < vocabulary.size}
     special = {vocabulary.start, vocabulary.previous, vocabulary.no_speech, vocabulary.task("transcribe")}
@@ -123,6 +145,8 @@ def _settings(model: Any, vocabulary: Vocabulary, options: DecodingOptions, temp
         processors.append(TimestampRules(vocabulary.end, vocabulary.no_timestamps))
     else:
         special |= set(range(vocabulary.first_timestamp, vocabulary.size))
+    if plain is not None:
+        processors.append(plain)
     bias = dict.fromkeys(sorted((forbidden | special) - {vocabulary.end}), float("-inf"))
     common: dict[str, Any] = {
         "max_new_tokens": min(LONGEST, model.network.config.max_positions // 2),
@@ -132,26 +156,23 @@ def _settings(model: Any, vocabulary: Vocabulary, options: DecodingOptions, temp
     if temperature > 0:
         return GenerationSettings(temperature=temperature, n=options.best_of, seed=options.seed, logprobs=0, **common)
     if options.num_beams > 1:
-        return GenerationSettings(num_beams=options.num_beams, length_penalty=options.length_penalty, **common)
+        return GenerationSettings(
+            temperature=0, num_beams=options.num_beams, length_penalty=options.length_penalty, **common
+        )
     return GenerationSettings(temperature=0, logprobs=0, **common)
 
 
-def _best(
+def _decoded(
     vocabulary: Vocabulary,
-    generations: Sequence[Generation],
+    one: Generation,
     settings: GenerationSettings,
-    temperature: float,
+    plain: PlainScores | None,
     no_speech: float,
 ) -> Decoded:
-    tried = [_decoded(vocabulary, one, settings, temperature, no_speech) for one in generations]
-    return max(tried, key=lambda one: one.mean_logprob)
-
-
-def _decoded(
-    vocabulary: Vocabulary, one: Generation, settings: GenerationSettings, temperature: float, no_speech: float
-) -> Decoded:
     count = len(one.token_ids)
-    if one.score is not None:
+    if plain is not None:
+        total = plain.total(one)
+    elif one.score is not None:
         total = one.score * count**settings.length_penalty
     else:
         total = sum(each.processed for each in one.logprobs or ())
@@ -159,7 +180,8 @@ def _decoded(
     tokens = tuple(one.token_ids[:-1] if ended else one.token_ids)
     text = vocabulary.decode(tokens).strip()
     # The end counts as a token, whether it was written or the text was cut off.
-    return Decoded(tokens, text, temperature, total / (len(tokens) + 1), compression_ratio(text), no_speech)
+    mean = total / (len(tokens) + 1)
+    return Decoded(tokens, text, settings.temperature, mean, compression_ratio(text), no_speech)
 
 
 def compression_ratio(text: str) -> float:
@@ -168,11 +190,43 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
+class Heard(SourceDecoder):
+    """The decoder on windows that it has looked at once: what its cross-attention made of them serves every try.
+
+    Args:
+        network: of the model.
+        source: the encoder's states of the windows.
+        cache: in which the windows' keys and values are. It must not be changed any more.
+    """
+
+    def __init__(self, network: EncoderDecoder, source: Source, cache: Cache):
+        super().__init__(network, source)
+        self._cache = cache
+
+    def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
+        return self._with_source_of(super().new_cache(kind, capacity=capacity))
+
+    def select(self, rows: Tensor) -> Heard:
+        if torch.equal(rows, torch.arange(len(self.source.states), device=rows.device)):
+            return self
+        cache = self._with_source_of(super().new_cache())
+        cache.source.select(rows)
+        return Heard(self.network, self.source.select(rows), cache)
+
+    def _with_source_of(self, cache: Cache) -> Cache:
+        cache.set_source(self.source.states.shape[1], self.device)
+        for mine, new in zip(self._cache.cross_stores, cache.cross_stores, strict=True):
+            if mine is not None and new is not None:
+                new.buffers = list(mine.buffers)  # the tensors themselves: a cache never writes into those of a source
+        return cache
+
+
 @torch.inference_mode()
-def no_speech_probabilities(
+def listen(
     model: Any, vocabulary: Vocabulary, states: Tensor, prompts: Sequence[Sequence[int]]
-) -> list[float]:
-    """The probability of <|nospeech|> right after <|startoftranscript|>, for each window."""
+) -> tuple[Heard, list[float]]:
+    """The decoder with the windows in place, and for each of them the probability that it holds no speech: that of
+    <|nospeech|> right after <|startoftranscript|>."""
     begins = [list(prompt[: list(prompt).index(vocabulary.start) + 1]) for prompt in prompts]
     longest = max(map(len, begins))
     device = states.device
@@ -181,6 +235,8 @@ def no_speech_probabilities(
     if any(len(begin) < longest for begin in begins):
         lengths = torch.tensor([len(begin) for begin in begins], device=device)
         mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
-    logits = model.network.with_source(states)(ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+    reader = model.network.with_source(states)
+    cache = reader.new_cache()
+    logits = reader(ids, attention_mask=mask, cache=cache, logits_to_keep=1).logits[:, -1]
     probabilities: list[float] = logits.float().softmax(-1)[:, vocabulary.no_speech].tolist()
-    return probabilities
+    return Heard(model.network, reader.source, cache), probabilities

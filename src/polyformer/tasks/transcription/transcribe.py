@@ -31,8 +31,7 @@ class _Recording:
     """A recording on its way."""
 
     index: int
-    features: Tensor  # [mel_bins, frames], with a window of silence at the end
-    frames: int  # that hold sound
+    features: Tensor  # [mel_bins, frames]
     duration: float
     language: str | None = None
     probability: float | None = None
@@ -40,6 +39,10 @@ class _Recording:
     tokens: list[int] = field(default_factory=list)  # written so far
     context_from: int = 0  # the first of them that the next window is told of
     segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def frames(self) -> int:
+        return self.features.shape[-1]
 
     @property
     def done(self) -> bool:
@@ -186,10 +189,10 @@ class _Transcriber:
 
     def read(self, index: int, sound: Any) -> _Recording:
         samples: np.ndarray[Any, Any] = read_sound(sound, self.processor.rate)
-        padding = self.processor.seconds * self.processor.rate
-        features = self.processor.log_mel(samples, padding=padding)
-        frames = max(1, features.shape[-1] - self.processor.frames)
-        recording = _Recording(index, features, frames, len(samples) / self.processor.rate, self.language)
+        # Silence under the last transform, so that the end of the sound is not mirrored there.
+        features = self.processor.log_mel(samples, padding=self.processor.window)
+        features = features[:, : max(1, len(samples) // self.processor.hop)]
+        recording = _Recording(index, features, len(samples) / self.processor.rate, self.language)
         recording.tokens = list(self.prompt)
         return recording
 
@@ -207,7 +210,11 @@ class _Transcriber:
 
     @torch.inference_mode()
     def encode(self, recordings: Sequence[_Recording]) -> Tensor:
-        """The encoder's states of the present window of each recording."""
+        """The encoder's states of the present window of each recording.
+
+        Beyond the end of the sound its frames are zeros, as in the reference implementation: not those of silence,
+        which lie at the floor of the scale.
+        """
         windows = [
             self.processor.fill(recording.features[:, recording.seek : recording.seek + self.processor.frames])
             for recording in recordings
@@ -276,7 +283,8 @@ class _Transcriber:
             segments = self._with_words(recording, segments, states, offset, frames)
         recording.segments += segments
         recording.tokens += [token for segment in segments for token in segment.token_ids]
-        if not self.condition or window.temperature > _HOTTEST_CONTEXT:
+        doubtful = window.temperature > _HOTTEST_CONTEXT or window.is_wrong(self.decoding)
+        if not self.condition or doubtful:
             recording.context_from = len(recording.tokens)
         recording.seek += max(1, used)
         return segments
