@@ -81,6 +81,7 @@ def prepare(
     kind: Kind,
     tokenizer: TextTokenizer | None,
     *,
+    ends: bool = True,
     labels: list[str] | None = None,
     image_processor: ImageProcessor | None = None,
     progress: Progress | None = None,
@@ -90,6 +91,7 @@ def prepare(
         section: of the recipe.
         kind: what the objective reads.
         tokenizer: for what has texts.
+        ends: whether documents that are cut into rows end with the tokenizer's end token, if the recipe wants it.
         labels: names of the labels, where documents have names and not numbers.
         image_processor: for what has pictures.
 
@@ -98,6 +100,7 @@ def prepare(
         ConfigError: an option that this kind of data does not have.
     """
     _check(section, kind)
+    section = section.model_copy(update={"append_end": section.append_end and ends})
     stores = [_store(section, source, "train", kind, tokenizer, labels, progress) for source in section.train]
     rows = [_rows(section, kind, store, image_processor) for store in stores]
     train: Dataset = rows[0] if len(rows) == 1 else Mixture(rows, [source.weight for source in section.train])

@@ -103,9 +103,13 @@ def _new_config(
 
 
 def _with_tokens(values: dict[str, Any], tokenizer: TextTokenizer | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """With the size of the vocabulary and the ids of special tokens, where the recipe does not say them."""
+    """With the size of the vocabulary and the ids of special tokens, where the recipe does not say them; of a pair of
+    towers, those of the text's."""
     if tokenizer is None:
         return values
+    if isinstance(given.get("text_config"), dict):
+        inner = given["text_config"]
+        return {**values, "text_config": _with_tokens({**inner}, tokenizer, inner)}
     values.setdefault("vocab_size", tokenizer.vocab_size)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     values.update({name: number for name, number in ids.items() if number is not None and name not in given})

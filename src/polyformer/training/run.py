@@ -22,7 +22,7 @@ from torch import nn
 from polyformer.checkpoints.saving import save_network
 from polyformer.core.placement import parse_device
 from polyformer.errors import ConfigError, TrainingError
-from polyformer.objectives import OBJECTIVES
+from polyformer.objectives import OBJECTIVES, CausalLM, PrefixLM
 from polyformer.objectives.base import Batch, Objective
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.loading import load_tokenizer
@@ -173,13 +173,33 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None) -> Parts:
         raise ConfigError(
             f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
         )
-    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=recipe.data.length)
+    built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=_longest(recipe, chosen))
     objective = _objective(recipe, tokenizer, built.network)
     objective.check(built.network.config)  # type: ignore[arg-type]
     built.network = objective.begun(built.network)
     processor = _image_processor(built.network) if "image" in kind.kept else None
-    data = prepare(recipe.data, kind, tokenizer, labels=recipe.model.labels, image_processor=processor)
+    data = prepare(
+        recipe.data,
+        kind,
+        tokenizer,
+        ends=_writes_on(chosen),
+        labels=recipe.model.labels,
+        image_processor=processor,
+    )
     return Parts(tokenizer, built, objective, data, processor)
+
+
+def _writes_on(objective: type[Objective]) -> bool:
+    """Whether it learns to write texts to their end, so that the end must be in the data. The others add it."""
+    return issubclass(objective, (CausalLM, PrefixLM))
+
+
+def _longest(recipe: Recipe, objective: type[Objective]) -> int:
+    """The most tokens of a sequence: those of a row, and where an objective puts a beginning and an end around it,
+    these."""
+    data = recipe.data
+    longest = max(data.length, data.source_length or 0, data.target_length or 0)
+    return longest if _writes_on(objective) else longest + 2
 
 
 def _objective_class(recipe: Recipe) -> type[Objective]:
