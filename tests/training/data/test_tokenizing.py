@@ -27,7 +27,7 @@ from tokenizers import (
 from polyformer.errors import TokenizerError
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data import tokenizing
-from polyformer.training.data.tokenizing import TextEncoder, cuts_before
+from polyformer.training.data.tokenizing import TextEncoder, cuts_at_marks, cuts_before
 
 TEXT = """It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want
 of a wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this
@@ -71,6 +71,24 @@ def _unigram(prepend: str) -> Tokenizer:
     return backend
 
 
+def _sentencepiece() -> Tokenizer:
+    backend = _unigram("always")
+    steps = [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    backend.normalizer = normalizers.Sequence(steps)
+    return backend
+
+
+def _letters(of_bytes: bool) -> Tokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if of_bytes else sorted(set(TEXT))
+    vocabulary = {letter: number for number, letter in enumerate([*SPECIAL, *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=False))
+    backend.normalizer = normalizers.NFC()
+    if of_bytes:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+    return backend
+
+
 def _byte_level_after(*first: object) -> Tokenizer:
     return _bpe(pre_tokenizers.Sequence([*first, pre_tokenizers.ByteLevel(add_prefix_space=False)]))
 
@@ -92,6 +110,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "unigram first": lambda: _unigram("first"),
     "unigram always": lambda: _unigram("always"),
     "unigram never": lambda: _unigram("never"),
+    "SentencePiece": _sentencepiece,
+    "bytes": lambda: _letters(True),
+    "characters": lambda: _letters(False),
 }
 _MADE: dict[str, TextTokenizer] = {}
 
@@ -100,7 +121,9 @@ def _tokenizer(kind: str) -> TextTokenizer:
     if kind not in _MADE:
         backend = KINDS[kind]()
         backend.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
-        backend.add_tokens([AddedToken("two words", normalized=False), AddedToken("<x>", single_word=True)])
+        backend.add_tokens(
+            [AddedToken("two words", normalized=False), AddedToken("<x>", single_word=True, normalized=False)]
+        )
         _MADE[kind] = TextTokenizer(backend)
     return _MADE[kind]
 
@@ -234,3 +257,11 @@ def test_what_is_no_unicode_is_refused_and_forgotten() -> None:
         encoder.encode_batch(["a good \ud800 man"])
     expected = _tokenizer("GPT-2").encode("a good man", add_special_tokens=False)
     assert encoder.encode_batch(["a good man"]).all.tolist() == expected
+
+
+def test_which_tokenizers_are_cut_finely() -> None:
+    found = {kind for kind in KINDS if cuts_at_marks(json.loads(_tokenizer(kind).backend.to_str()))}
+    assert found == {"GPT-2", "SmolLM", "NFC", "NFKD", "BERT"}
+    description = json.loads(_tokenizer("NFC").backend.to_str())
+    description["added_tokens"][-1]["normalized"] = True  # it may be hidden in a text before it is normalized
+    assert not cuts_at_marks(description)

@@ -28,6 +28,13 @@ _DELETING_NORMALIZERS = {"BertNormalizer", "StripAccents"}  # may leave white sp
 _SPACE_DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _SPACE_KEEPING = {"Digits", "Punctuation"}  # cut further, at places that lie inside words
 
+# English words, runs of punctuation (but no apostrophe, which may begin a contraction) and white space before the space
+# or newline that precedes them. Each ends where nothing but ASCII of another kind follows.
+_MARKS = r"!-&(-/:-@\[-`{-~"
+_ENGLISH_PIECES = (
+    rf" ?[A-Za-z]+(?=[ \n{_MARKS}]|\Z)| ?[{_MARKS}]+(?=[ \nA-Za-z]|\Z)|[ \n]+(?=[ \n][!-/:-~])|\n(?=[!-/:-~])|"
+)
+
 # Patterns of `Split` that cut before the spaces between two words: those of GPT-2, GPT-4, Llama 3 and Qwen.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -70,9 +77,9 @@ class TextEncoder:
         self._before, self._after = special_tokens_around(tokenizer) if add_special_tokens else ([], [])
         description = json.loads(tokenizer.backend.to_str())
         blanks = cuts_before(description)
-        self._words = _WordTable(self._encode_plainly, blanks) if blanks else None
-        # A token that takes the spaces around it with it, or has some inside, is found in whole texts only.
-        self._needs_whole = [token["content"] for token in description["added_tokens"] if _reaches_over_spaces(token)]
+        finely = cuts_at_marks(description)
+        self._words = _WordTable(self._encode_plainly, blanks, finely) if blanks else None
+        self._needs_whole = _seen_in_whole_texts_only(description, parse_special, finely)
 
     def encode_batch(self, texts: Sequence[str]) -> Ids:
         """
@@ -125,13 +132,13 @@ class TextEncoder:
 class _WordTable(dict[str, int]):
     """The number of every word seen so far, and where its ids are."""
 
-    def __init__(self, encode: Callable[[Sequence[str]], list[list[int]]], blanks: str):
+    def __init__(self, encode: Callable[[Sequence[str]], list[list[int]]], blanks: str, finely: bool):
         super().__init__()
         self._encode = encode
         # A piece begins with a blank that follows something else than white space. Other white space, about which
         # Python and the tokenizers' Rust may differ, begins none.
         inside = rf"(?:[^\S{blanks}]\s*\S+)*(?:[^\S{blanks}]\s*\Z)?"
-        self._pieces = re.compile(rf"\s*\S+{inside}|\s+\Z")
+        self._pieces = re.compile(rf"{_ENGLISH_PIECES if finely else ''}\s*\S+{inside}|\s+\Z")
         self._cut = re.compile(rf"(?<=\S)[{blanks}]")
         self._forget()
 
@@ -245,20 +252,79 @@ def cuts_before(description: Mapping[str, Any]) -> str:
     Returns:
         " \\n", " ", or "" where it cannot be told.
     """
-    if description["model"].get("dropout"):
+    model = description["model"]
+    if model.get("dropout"):
         return ""  # the same word is not always the same ids
     steps = _flat(description["pre_tokenizer"], "pretokenizers")
     blanks = [_cuts_of(step) for step in steps]
+    if _takes_letters_one_by_one(model):
+        blanks.append(" \n")
     if not any(blanks) or None in blanks:
         return ""
-    drops_space = steps[0]["type"] in _SPACE_DROPPING
-    if not all(_is_local(step, drops_space) for step in _flat(description["normalizer"], "normalizers")):
-        return ""
+    if not _levels_spaces(description):
+        drops_space = bool(steps) and steps[0]["type"] in _SPACE_DROPPING
+        if not all(_is_local(step, drops_space) for step in _flat(description["normalizer"], "normalizers")):
+            return ""
     if description["normalizer"] and any(
         token["normalized"] and _reaches_over_spaces(token) for token in description["added_tokens"]
     ):
         return ""  # such a token can be hidden in a text before it is normalized
-    return min((found for found in blanks if found), key=len)
+    return " \n" if _levels_spaces(description) else min((found for found in blanks if found), key=len)
+
+
+def cuts_at_marks(description: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer also cuts English text at `_ENGLISH_PIECES`, as GPT-2's and BERT's do.
+
+    Args:
+        description: what is in a tokenizer.json.
+    """
+    if cuts_before(description) != " \n":
+        return False
+    cut, *others = _flat(description["pre_tokenizer"], "pretokenizers") or [{"type": None}]
+    if cut["type"] == "Digits" and others:
+        cut, *others = others
+    if cut["type"] not in ("ByteLevel", "BertPreTokenizer") or any(step["type"] != "Digits" for step in others):
+        return False
+    if cut["type"] == "ByteLevel" and not cut.get("use_regex", True):
+        return False
+    steps = {step["type"] for step in _flat(description["normalizer"], "normalizers")}
+    hidden = steps and any(token["normalized"] for token in description["added_tokens"])
+    return not hidden and steps <= _LOCAL_NORMALIZERS | _DELETING_NORMALIZERS
+
+
+def _seen_in_whole_texts_only(description: Mapping[str, Any], parse_special: bool, finely: bool) -> list[str]:
+    """Added tokens that are not found in pieces of a text, for a cut may go through them."""
+    added = [token for token in description["added_tokens"] if parse_special or not token["special"]]
+    if _levels_spaces(description):
+        # Beside an added token no space is put in front of a word, nor before what is written like that space.
+        return ["▁", *(token["content"] for token in description["added_tokens"])]
+    if finely:
+        return [token["content"] for token in added]
+    return [token["content"] for token in description["added_tokens"] if _reaches_over_spaces(token)]
+
+
+def _takes_letters_one_by_one(model: Mapping[str, Any]) -> bool:
+    if model["type"] != "BPE" or model["merges"]:
+        return False
+    return not model.get("fuse_unk") and not model.get("ignore_merges")
+
+
+def _levels_spaces(description: Mapping[str, Any]) -> bool:
+    """Whether any white space is one space to the tokenizer, none at either end, and every word gets one in front: so
+    does SentencePiece. Then no step before can make a difference by what it does to spaces.
+    """
+    steps = _flat(description["normalizer"], "normalizers")
+    while steps and steps[-1]["type"] == "Lowercase":
+        steps.pop()
+    cut = _flat(description["pre_tokenizer"], "pretokenizers")[:1]
+    if len(steps) < 2 or not cut or cut[0]["type"] != "Metaspace" or cut[0]["prepend_scheme"] != "always":
+        return False
+    *first, replace, strip = steps
+    return (
+        all(step["type"] in _LOCAL_NORMALIZERS | _DELETING_NORMALIZERS | {"Nmt"} for step in first)
+        and replace == {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+        and strip == {"type": "Strip", "strip_left": True, "strip_right": True}
+    )
 
 
 def _cuts_of(step: Mapping[str, Any]) -> str | None:
