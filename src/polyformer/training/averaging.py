@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from polyformer.training.tensors import local_part
+
 
 class ExponentialAverage:
     """average ← memory · average + (1 - memory) · weights, after every step.
@@ -30,7 +32,8 @@ class ExponentialAverage:
     def update(self, step: int) -> None:
         """After step ``step``, counted from 0."""
         memory = min(self.memory, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [weight.detach() for weight in self._weights], 1 - memory)
+        averages = [local_part(average) for average in self.average]
+        torch._foreach_lerp_(averages, [local_part(weight.detach()) for weight in self._weights], 1 - memory)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

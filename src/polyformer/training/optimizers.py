@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from polyformer.core.embeddings import TokenEmbedding
@@ -143,12 +144,12 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def _whole(function: Callable[..., Tensor], value: Tensor, *options: Any) -> Tensor:
     """``function`` of a whole matrix, also where each process holds a part of it."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
     if not isinstance(value, DTensor):
         return function(value, *options)
     result = function(value.full_tensor(), *options)
-    return distribute_tensor(result, value.device_mesh, value.placements)
+    everywhere = [Replicate()] * value.device_mesh.ndim
+    whole = DTensor.from_local(result, value.device_mesh, everywhere, run_check=False)
+    return whole.redistribute(placements=value.placements)
 
 
 def _momentum(optimizer: Optimizer, parameter: Tensor) -> Tensor:
@@ -205,11 +206,14 @@ def _adamw(
 
 
 def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (norms, biases) do not."""
-    decaying = [parameter for parameter in parameters if parameter.dim() >= 2]
-    others = [parameter for parameter in parameters if parameter.dim() < 2]
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """Matrices decay; vectors (norms, biases) do not. What is divided among the same processes goes together."""
+    groups: dict[Any, dict[str, Any]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        decays = parameter.dim() >= 2
+        group = groups.setdefault((decays, mesh), {"params": [], "weight_decay": weight_decay if decays else 0.0})
+        group["params"].append(parameter)
+    return list(groups.values())
 
 
 def _hidden_matrices(network: nn.Module) -> set[int]:

@@ -12,8 +12,10 @@ import errno
 import json
 import logging
 import os
+import platform
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch.optim import Optimizer
 from polyformer.checkpoints.disk import DiskFullError, require_room, write_whole
 from polyformer.errors import TrainingError
 from polyformer.training.averaging import ExponentialAverage
+from polyformer.training.group import Alone, Group
 
 _NAME = re.compile(r"step-(\d{8})")
 PROGRESS = "progress.json"
@@ -37,13 +40,13 @@ class States:
     Args:
         folder: where they are.
         keep_last: how many stay; the best stays beside them.
-        rank: this process's number; only 0 renames and removes.
+        group: the processes, each of which writes what it holds.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, rank: int = 0):
+    def __init__(self, folder: Path, *, keep_last: int = 2, group: Group | None = None):
         self.folder = folder
         self.keep_last = keep_last
-        self.rank = rank
+        self.group: Group = group or Alone()
 
     def steps(self) -> list[int]:
         """Steps of the complete states, in order."""
@@ -84,41 +87,62 @@ class States:
 
         Raises:
             DiskFullError: there is no room for it; the older states are whole.
+            TrainingError: the machines do not share the folder.
         """
         from torch.distributed import checkpoint
 
         target = self.path(step)
         partial = self.folder / f".{target.name}.partial"
-        tensors = _tensors(network, optimizers, average)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            require_room(self.folder, _nbytes(tensors), f"the state after step {step}")
-        _barrier()
-        try:
+        tensors, _ = _tensors(network, optimizers, average)
+        with self._together():
+            if self.group.first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(partial, ignore_errors=True)
+                require_room(self.folder, _nbytes(tensors), f"the state after step {step}")
+                partial.mkdir()
+        with self._together():
+            _require_visible(partial)
+        with self._together(partial), self._disk_full_named(step):
             with _quiet():
                 checkpoint.save(tensors, checkpoint_id=str(partial))
-            if self.rank == 0:
+            if self.group.first:
                 write_whole(partial / PROGRESS, json.dumps(progress))
-        except BaseException as error:
-            if self.rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-            if _disk_is_full(error):
-                kept = self.steps()
-                last = f"; the state after step {kept[-1]} is whole" if kept else ""
-                raise DiskFullError(
-                    f"the disk was full while writing the state after step {step} to {self.folder}{last}: make room "
-                    "and go on with --resume"
-                ) from error
-            raise
-        _barrier()
-        if self.rank == 0:
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(partial, target)
-            self._remove_old(best_step)
-        _barrier()
+        with self._together():
+            if self.group.first:
+                if target.exists():
+                    shutil.rmtree(target)
+                os.replace(partial, target)
+                self._remove_old(best_step)
         return target
+
+    @contextlib.contextmanager
+    def _together(self, partial: Path | None = None) -> Iterator[None]:
+        """A piece of work after which all processes go on, or none; then ``partial`` is removed."""
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+        try:
+            self.group.require_all(error)
+        except BaseException:
+            if partial is not None and self.group.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    @contextlib.contextmanager
+    def _disk_full_named(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if not _disk_is_full(error):
+                raise
+            kept = self.steps()
+            last = f"; the state after step {kept[-1]} is whole" if kept else ""
+            raise DiskFullError(
+                f"the disk was full while writing the state after step {step} to {self.folder}{last}: make room "
+                "and go on with --resume"
+            ) from error
 
     def _remove_old(self, best_step: int | None) -> None:
         steps = self.steps()
@@ -142,8 +166,8 @@ class States:
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        progress = self.progress(step)
-        tensors = _tensors(network, optimizers, average)
+        progress = self.group.share(lambda: self.progress(step))
+        tensors, groups = _tensors(network, optimizers, average)
         try:
             with _quiet():
                 checkpoint.load(tensors, checkpoint_id=str(self.path(step)))
@@ -156,21 +180,24 @@ class States:
             network,
             list(optimizers),
             model_state_dict=tensors["network"],
-            optim_state_dict=tensors["optimizers"],
+            optim_state_dict={"state": tensors["optimizers"], "param_groups": groups},
         )
         if average is not None:
             average.load_state_dict(tensors["average"])
         return progress
 
 
-def _tensors(network: nn.Module, optimizers: Sequence[Optimizer], average: ExponentialAverage | None) -> dict[str, Any]:
+def _tensors(
+    network: nn.Module, optimizers: Sequence[Optimizer], average: ExponentialAverage | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is saved; and the optimizers' groups, which are not: they follow from the recipe and the processes."""
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
     weights, moments = get_state_dict(network, list(optimizers))
-    tensors: dict[str, Any] = {"network": weights, "optimizers": moments}
+    tensors: dict[str, Any] = {"network": weights, "optimizers": moments["state"]}
     if average is not None:
         tensors["average"] = average.state_dict()
-    return tensors
+    return tensors, moments["param_groups"]  # type: ignore[return-value]
 
 
 def _nbytes(value: Any) -> int:
@@ -183,9 +210,19 @@ def _nbytes(value: Any) -> int:
     return 0
 
 
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def _require_visible(folder: Path, seconds: float = 5.0) -> None:
+    """
+    Raises:
+        TrainingError: this process does not see the folder, which the first one has made, even after a while.
+    """
+    end = time.monotonic() + seconds
+    while not folder.is_dir():
+        if time.monotonic() > end:
+            raise TrainingError(
+                f"a process on {platform.node()} does not see {folder}, which the first process has made: the folder "
+                "of a run must be on a disk that all machines share"
+            )
+        time.sleep(0.1)
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -22,10 +22,12 @@ from torch.optim import Optimizer
 from polyformer.errors import TrainingError
 from polyformer.objectives.base import Batch, Objective
 from polyformer.training.averaging import ExponentialAverage
+from polyformer.training.group import Alone, Group
 from polyformer.training.peak import count_flops, measured_peak
 from polyformer.training.schedules import Schedule
 from polyformer.training.spikes import SpikeSettings, SpikeWatch
 from polyformer.training.states import States
+from polyformer.training.tensors import local_part, total_norm
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,38 +37,12 @@ class Batches(Protocol):
 
     def iterate(self, start: int) -> Iterator[list[Batch]]: ...
 
-    def rows(self, number: int) -> list[tuple[int, int]]: ...
+    def rows(self, number: int, *, all_ranks: bool = False) -> list[tuple[int, int]]: ...
 
 
-class Group(Protocol):
-    """The processes that train together; `training.parallel` has those of many, `Alone` is one."""
-
-    rank: int
-    size: int
-
-    def sum(self, value: Tensor) -> Tensor: ...
-
-    def last_micro_batch(self, network: nn.Module, last: bool) -> None: ...
-
-    def any(self, flag: bool) -> bool: ...
-
-
-class Alone:
-    """One process."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return value
-
-    def last_micro_batch(self, network: nn.Module, last: bool) -> None:
-        """Called before each micro-batch: gradients travel after the last."""
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return flag
+class Spare(dict[str, Tensor]):
+    """A batch of held-out data that is computed, but not counted: a process without rows of its own must take part in
+    what all do."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +349,7 @@ class Trainer:
         speed = window.tokens_per_second
         utilization = None
         if self._peak:
-            utilization = (self._flops_per_token or 0.0) * speed / (self._peak * self.group.size)
+            utilization = (self._flops_per_token or 0.0) * speed / (self._peak * self.group.processes)
         return StepReport(
             step=progress.step,
             steps=self.settings.steps,
@@ -400,7 +376,7 @@ class Trainer:
 
     def _measure(self, work: Callable[[], None], tokens: int) -> None:
         """Count the arithmetic of the first micro-batch, and find out what the machine could do."""
-        self._flops_per_token = count_flops(work) / tokens
+        self._flops_per_token = count_flops(work) * self.group.tensor / tokens
         if self.settings.measure_peak:
             self._peak = measured_peak(self.device, PRECISIONS[self.settings.precision])
 
@@ -419,13 +395,13 @@ class Trainer:
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norm = _value(torch.nn.utils.get_total_norm(gradients)) / max(count, 1e-30)
+        scale = self.group.gradient_factor / max(count, 1e-30)
+        norm = total_norm(gradients, self.group) * scale
         limit = self.settings.gradient_clipping
-        scale = 1.0 / max(count, 1e-30)
         if limit is not None and norm > limit:
             scale *= limit / norm
         if math.isfinite(scale):
-            torch._foreach_mul_(gradients, scale)
+            torch._foreach_mul_([local_part(gradient) for gradient in gradients], scale)
         return norm
 
     def _refuse_bad(self, number: int, loss: float, norm: float) -> None:
@@ -436,7 +412,7 @@ class Trainer:
         if self._watch.is_spike(loss):
             watch = self._watch.losses
             words = f"the loss of step {number + 1} jumped to {loss:.4g} (mean of the {len(watch)} before: "
-            words += f"{math.fsum(watch) / len(watch):.4g}), with {describe_rows(self.batches.rows(number))}"
+            words += f"{math.fsum(watch) / len(watch):.4g}), with {self._rows(number)}"
             if self.settings.spikes.action == "stop":
                 self._give_up(number, words, named=True)
             for observer in self.observers:
@@ -446,13 +422,16 @@ class Trainer:
         """End the run with the weights as they were before the step."""
         where = ""
         if self.states is not None:
-            if self.progress.step and self.progress.step not in self.states.steps():
+            if self.progress.step and self.group.any(self.progress.step not in self.states.steps()):
                 self.save_state()
             where = f"; the state before it is kept in {self.states.folder}" if self.states.steps() else ""
-        batch = "" if named else f", with {describe_rows(self.batches.rows(number))}"
+        batch = "" if named else f", with {self._rows(number)}"
         raise TrainingError(
             f"{what}{batch}{where}: look at that data, or lower the learning rate or clip gradients lower"
         )
+
+    def _rows(self, number: int) -> str:
+        return describe_rows(self.batches.rows(number, all_ranks=True))
 
     def _update(self, factor: float) -> None:
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
@@ -469,14 +448,16 @@ class Trainer:
         assert self.evaluation is not None
         self.network.eval()
         totals: dict[str, Tensor] = {}
-        with self.average.in_place() if self.average is not None else nullcontext():
+        with self._averaged(), self.group.reading(self.network):
             for index, batch in enumerate(self.evaluation()):
+                counted = not isinstance(batch, Spare)
                 batch = {name: value.to(self.device) for name, value in batch.items()}
                 torch.manual_seed(_mixed(self.settings.seed, index))
                 with self._autocast():
                     loss = self.objective(self.network, batch)
                 for name, (total, count) in {"loss": (loss.total, loss.count), **loss.metrics}.items():
                     pair = torch.stack([_number(total, self.device), _number(count, self.device)])
+                    pair = pair if counted else torch.zeros_like(pair)
                     totals[name] = totals[name] + pair if name in totals else pair
         names = sorted(totals)
         summed = self.group.sum(torch.cat([totals[name] for name in names]))
@@ -501,10 +482,13 @@ class Trainer:
     def _write_samples(self, step: int) -> None:
         assert self.sample is not None
         self.network.eval()
-        with self.average.in_place() if self.average is not None else nullcontext():
+        with self._averaged(), self.group.reading(self.network):
             for prompt, text in self.sample(self.network, step):
                 for observer in self.observers:
                     observer.on_sample(step, prompt, text)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.in_place() if self.average is not None else nullcontext()
 
 
 class _Window:
@@ -562,9 +546,3 @@ def _is_due(step: int, every: int | None) -> bool:
 
 def _number(value: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=device).detach()
-
-
-def _value(value: Tensor) -> float:
-    """The number in a tensor, also where its parts are on several processes."""
-    whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return float(whole)

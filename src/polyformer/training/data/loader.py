@@ -99,9 +99,12 @@ class Loader:
         """Steps in which every row is read once; seldom a whole number."""
         return len(self.dataset) / self.batch_size
 
-    def rows(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, index) of each row that this rank reads in a step."""
-        epochs, indices = self._positions(number * self.batch_size + self.rank * self.rank_rows, self.rank_rows)
+    def rows(self, number: int, *, all_ranks: bool = False) -> list[tuple[int, int]]:
+        """(epoch, index) of each row that this rank, or all of them, read in a step."""
+        start, count = number * self.batch_size, self.batch_size
+        if not all_ranks:
+            start, count = start + self.rank * self.rank_rows, self.rank_rows
+        epochs, indices = self._positions(start, count)
         return list(zip(epochs.tolist(), indices.tolist()))
 
     def _positions(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
