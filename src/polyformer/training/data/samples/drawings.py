@@ -15,11 +15,13 @@ from polyformer.errors import ConfigError, DataError
 from polyformer.training.data.cleaning import part_of
 from polyformer.training.data.files import require
 from polyformer.training.data.samples.base import Document, Sample
-from polyformer.training.data.samples.fetching import archive_member, npm_package
+from polyformer.training.data.samples.fetching import archive_member, archive_members, npm_package
 from polyformer.training.data.samples.storing import SHARES, SPLITS, read_stored, store
 
 _FLUENT, _FLUENT_VERSION = "@iconify-json/fluent-emoji-flat", "1.2.6"
 _NAMES, _NAMES_VERSION = "emojibase-data", "17.0.0"
+_OPENMOJI, _OPENMOJI_VERSION = "openmoji", "17.0.0"
+_TABLER, _TABLER_VERSION = "@tabler/icons", "3.51.0"
 _TONE = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)\b")
 SIZE_OPTIONS = {"size": "pixels of a side (64)", "background": "colour behind it, as #rrggbb (#ffffff)"}
 
@@ -111,6 +113,60 @@ def _whole_svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
     return f"{head}{icon['body']}</svg>"
 
 
+def _fetch_openmoji(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    archive = npm_package(_OPENMOJI, _OPENMOJI_VERSION, folder, progress)
+    facts = json.loads(archive_member(archive, "package/data/openmoji.json"))
+    drawings = archive_members(archive, "package/color/svg/", ".svg")
+    if not store(folder, openmoji_drawings(facts, drawings)):
+        raise CorruptDownloadError(f"{archive.name} holds no drawing")
+    archive.unlink()
+    return {_OPENMOJI: _OPENMOJI_VERSION}
+
+
+def openmoji_drawings(facts: list[dict[str, Any]], drawings: dict[str, bytes]) -> Iterator[Document]:
+    for item in facts:
+        if item["hexcode"] not in drawings:
+            continue
+        group = item["skintone_base_hexcode"] or item["hexcode"]
+        tags = ", ".join([item["tags"], item["openmoji_tags"]])
+        yield {
+            "caption": item["annotation"],
+            "tags": list(dict.fromkeys(tag for tag in map(str.strip, tags.split(",")) if tag)),
+            "emoji": item["emoji"],
+            "name": item["hexcode"],
+            "group": group,
+            "category": item["group"],
+            "svg": drawings[item["hexcode"]].decode("utf-8"),
+            "split": part_of(group, SHARES),
+        }
+
+
+def _fetch_tabler(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    archive = npm_package(_TABLER, _TABLER_VERSION, folder, progress)
+    facts = json.loads(archive_member(archive, "package/icons.json"))
+    drawings = archive_members(archive, "package/icons/outline/", ".svg")
+    if not store(folder, tabler_drawings(facts, drawings)):
+        raise CorruptDownloadError(f"{archive.name} holds no drawing")
+    archive.unlink()
+    return {_TABLER: _TABLER_VERSION}
+
+
+def tabler_drawings(facts: dict[str, dict[str, Any]], drawings: dict[str, bytes]) -> Iterator[Document]:
+    for name, item in sorted(facts.items()):
+        if name not in drawings:
+            continue
+        group = name.split("-")[0]
+        yield {
+            "caption": name.replace("-", " "),
+            "tags": [str(tag) for tag in item.get("tags", [])],
+            "name": name,
+            "group": group,
+            "category": item.get("category", ""),
+            "svg": drawings[name].decode("utf-8").replace("currentColor", "#000000"),
+            "split": part_of(group, SHARES),
+        }
+
+
 SAMPLES = (
     Sample(
         name="fluent-emoji",
@@ -128,6 +184,43 @@ SAMPLES = (
         splits=SPLITS,
         options=SIZE_OPTIONS,
         fetch=_fetch_fluent,
+        read=read_drawings,
+    ),
+    Sample(
+        name="openmoji",
+        description="emoji of the OpenMoji project in colour, each with its name and tags",
+        licence="CC-BY-SA-4.0",
+        source=f"npm {_OPENMOJI} {_OPENMOJI_VERSION}",
+        fields={
+            "image": "bytes [size, size, 3]",
+            "caption": "its name",
+            "tags": "words for it",
+            "emoji": "the character",
+            "name": "its code points",
+            "group": "code points without the tone of skin",
+            "category": "of OpenMoji",
+        },
+        splits=SPLITS,
+        options=SIZE_OPTIONS,
+        fetch=_fetch_openmoji,
+        read=read_drawings,
+    ),
+    Sample(
+        name="tabler-icons",
+        description="line icons, each with its name and tags",
+        licence="MIT",
+        source=f"npm {_TABLER} {_TABLER_VERSION}",
+        fields={
+            "image": "bytes [size, size, 3], black lines",
+            "caption": "its name in words",
+            "tags": "words for it",
+            "name": "with hyphens",
+            "group": "the first word of the name",
+            "category": "of Tabler",
+        },
+        splits=SPLITS,
+        options=SIZE_OPTIONS,
+        fetch=_fetch_tabler,
         read=read_drawings,
     ),
 )

