@@ -28,6 +28,7 @@ from proof_objectives import (
 from polyformer import core
 from polyformer.errors import ConfigError
 from polyformer.objectives import GeneratorDiscriminator, MaskedLM, ReplacedTokens
+from polyformer.objectives.cross_entropy import Piece
 from polyformer.objectives.masked import _Drawing, small_generator
 
 MASK, SPECIAL = 4, (0, 1, 2)
@@ -273,7 +274,8 @@ def test_tokens_are_drawn_as_the_generator_says() -> None:
     drawing = _Drawing(torch.cat([draws, torch.tensor([0.0, 1 - 2**-53]).double()]))
     for start in range(0, 20_002, 4001):
         rows = slice(start, start + 4001)
-        drawing(probabilities.log().expand(len(drawing.draws[rows]), -1), rows)
+        scores = probabilities.log().expand(len(drawing.draws[rows]), -1)
+        drawing(Piece(scores, torch.zeros(len(scores)).long(), rows))
     frequencies = torch.bincount(drawing.ids, minlength=4) / 20_002
     torch.testing.assert_close(frequencies, probabilities, atol=0.012, rtol=0)
     assert frequencies[1] == 0 and drawing.ids[-2:].tolist() == [0, 3]

@@ -88,6 +88,10 @@ class Objective:
         training needs. To be called once, after `check`."""
         return network
 
+    def held_out(self) -> Objective:
+        """The same for held-out data: without what only makes more of the training data, such as mirrored pictures."""
+        return self
+
     def finished(self, network: Any, family: Any) -> tuple[Any, Any]:
         """What is kept of a trained network, and the family that writes it: the way back from `begun`."""
         return network, family

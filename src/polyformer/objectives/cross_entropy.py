@@ -17,7 +17,30 @@ from torch.autograd.function import once_differentiable
 # Scores in memory at once: 128 MB in 32 bits. Smaller pieces would spend their time adding up gradients of the head.
 _SCORES_AT_ONCE = 2**25
 
-Watch = Callable[[Tensor, slice], None]
+
+class Piece:
+    """Some of the rows, scored.
+
+    Attributes:
+        rows: which.
+        targets: [rows].
+        scores: [rows, vocabulary], in float32 at least.
+        probabilities: their softmax.
+        normalizers: log Z, [rows], Z being the sum of the exponentials of the scores.
+        entropies: -log p(target), [rows].
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, rows: slice):
+        self.rows = rows
+        self.targets = targets
+        self.scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        self.probabilities = self.scores.softmax(-1)
+        # The largest probability is exp(largest score) / Z. Two looks at the largest cost less than one exponential.
+        self.normalizers = self.scores.amax(-1) - self.probabilities.amax(-1).log()
+        self.entropies = self.normalizers - self.scores.gather(-1, targets[:, None])[:, 0]
+
+
+Watch = Callable[[Piece], None]
 
 
 def cross_entropy(
@@ -44,7 +67,7 @@ def cross_entropy(
         label_smoothing: so much of the target's weight is spread over the whole vocabulary (Szegedy et al., 2016,
             section 7), as in `torch.nn.functional.cross_entropy`.
         rows_at_once: rows of a piece; None takes as many as 128 MB hold.
-        watch: each gets the log-probabilities of each piece [rows of the piece, vocabulary], and which rows they are.
+        watch: each is shown every piece.
 
     Returns:
         The whole loss, a scalar with gradients (once: not for gradients of gradients), and the plain cross-entropy
@@ -53,6 +76,7 @@ def cross_entropy(
     with torch.enable_grad():
         none = score(hidden[:0].detach())  # no rows, but it tells the size of the vocabulary and the weights in use
     rows = rows_at_once or max(1, _SCORES_AT_ONCE // none.shape[-1])
+    rows = -(-len(hidden) // -(-len(hidden) // rows)) if len(hidden) else 1  # pieces of one size, as few as can be
     head = _leaves(none) if torch.is_grad_enabled() else []
     return _CrossEntropy.apply(score, targets, weights, (z_loss, label_smoothing, rows, watch), hidden, *head)
 
@@ -76,25 +100,30 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=precise, device=hidden.device)
         plain = torch.zeros_like(total)
         of_hidden = torch.zeros_like(hidden) if wanted else None
-        of_head = [torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32)) for part in head]
+        of_head: list[Tensor] = []
         for start in range(0, len(hidden), at_once):
             rows = slice(start, start + at_once)
             with torch.enable_grad():
                 piece = hidden[rows].detach().requires_grad_(wanted)
                 logits = score(piece)
             share = None if weights is None else weights[rows].to(precise)
-            losses, entropies, by_logits = _by_equations(
-                logits.detach(), targets[rows], share, z_loss, smoothing, watch, rows
-            )
+            scored = Piece(logits.detach(), targets[rows], rows)
+            for look in watch:
+                look(scored)
+            losses, entropies, by_logits = _by_equations(scored, z_loss, smoothing, share)
             total += losses
             plain += entropies
             inputs = ([piece] if wanted else []) + list(head)
             if inputs:
-                gradients = list(torch.autograd.grad(logits, inputs, by_logits()))
+                gradients = list(torch.autograd.grad(logits, inputs, by_logits().to(logits.dtype)))
                 if of_hidden is not None:
                     of_hidden[rows] = gradients.pop(0)
-                for whole, part in zip(of_head, gradients):
-                    whole += part
+                if not of_head:  # sums of 16-bit gradients are made in 32 bits
+                    of_head = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in gradients]
+                else:
+                    for whole, part in zip(of_head, gradients):
+                        whole += part
+        of_head = of_head or [torch.zeros_like(part) for part in head]
         context.save_for_backward(of_hidden, *(whole.to(part.dtype) for whole, part in zip(of_head, head)))
         context.mark_non_differentiable(plain)
         return total, plain
@@ -109,43 +138,33 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _by_equations(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    z_loss: float,
-    smoothing: float,
-    watch: Sequence[Watch],
-    rows: slice,
+    piece: Piece, z_loss: float, smoothing: float, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     """The loss of a piece, its plain cross-entropy, and the gradient of the loss by the logits, made when called.
 
     loss = -(1 - s) log p(target) - s mean(log p) + z log² Z, so with p the softmax
     d loss / d logits = (1 + 2 z log Z) p - (1 - s) [target] - s / vocabulary.
     """
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logs = scores.log_softmax(-1)
-    place = targets[:, None]
-    hit = logs.gather(-1, place)
-    losses = -hit if not smoothing else -(1 - smoothing) * hit - smoothing * logs.mean(-1, keepdim=True)
-    normalizers = scores.gather(-1, place) - hit if z_loss else None
-    if normalizers is not None:
-        losses = losses + z_loss * normalizers.square()
-    entropies = -hit
+    entropies = piece.entropies
+    losses = entropies
+    if smoothing:
+        losses = (1 - smoothing) * entropies + smoothing * (piece.normalizers - piece.scores.mean(-1))
+    if z_loss:
+        losses = losses + z_loss * piece.normalizers.square()
     if weights is not None:
-        losses, entropies = losses * weights[:, None], entropies * weights[:, None]
-    for look in watch:
-        look(logs, rows)
+        losses, entropies = losses * weights, entropies * weights
 
     def by_logits() -> Tensor:
-        gradient = logs.exp_()
-        if normalizers is not None:
-            gradient *= 1 + 2 * z_loss * normalizers
+        gradient = piece.probabilities  # nobody else needs them any more
+        if z_loss:
+            gradient *= (1 + 2 * z_loss * piece.normalizers)[:, None]
+        place = piece.targets[:, None]
         gradient.scatter_add_(-1, place, gradient.new_full((1, 1), smoothing - 1).expand_as(place))
         if smoothing:
             gradient -= smoothing / gradient.shape[-1]
         if weights is not None:
             gradient *= weights[:, None]
-        return gradient.to(logits.dtype)
+        return gradient
 
     return losses.sum(), entropies.sum(), by_logits
 
@@ -170,16 +189,15 @@ class Tally:
     """Counts, as `cross_entropy` goes, how often the target had the highest score, and adds up the cross-entropies.
 
     Attributes:
-        right: so many times, a scalar tensor.
-        entropy: the sum, not weighted, a scalar tensor.
+        right: so many times.
+        entropy: the sum, not weighted.
     """
 
-    def __init__(self, targets: Tensor):
-        self.targets = targets
-        self.right = torch.zeros((), dtype=torch.long, device=targets.device)
+    def __init__(self) -> None:
+        self.right: Tensor | int = 0
         self.entropy: Tensor | float = 0.0
 
-    def __call__(self, logs: Tensor, rows: slice) -> None:
-        hit = logs.gather(-1, self.targets[rows, None])[:, 0]
-        self.right += (hit >= logs.amax(-1)).sum()
-        self.entropy = self.entropy - hit.sum()
+    def __call__(self, piece: Piece) -> None:
+        hit = piece.scores.gather(-1, piece.targets[:, None])[:, 0]
+        self.right = self.right + (hit >= piece.scores.amax(-1)).sum()
+        self.entropy = self.entropy + piece.entropies.sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from polyformer.objectives.base import (
     Loss,
     Objective,
     beside_tokens,
+    check_share,
     demand,
     described,
     inputs_of,
@@ -107,9 +108,42 @@ class Classification(Judgement):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification(Classification):
-    """One label of several for a picture (``pixel_values``). As `Classification`."""
+    """One label of several for a picture (``pixel_values``). As `Classification`.
+
+    Args:
+        flip: the chance that a picture is mirrored, left for right.
+        shift: it is moved by up to so many pixels in each direction; at the edge its outermost ones are repeated (He et
+            al., 2016, section 4.2, has zeros there).
+
+    Held-out pictures are left as they are.
+    """
 
     reads: ClassVar[str] = "images"
+
+    flip: float = 0.0
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("ImageClassification", flip=self.flip)
+        demand(self.shift >= 0, f"ImageClassification: shift is {self.shift}, but it must be at least 0")
+
+    def prepare(self, example: Example, random: np.random.Generator) -> Example:
+        example = super().prepare(example, random)
+        if not self.flip and not self.shift:
+            return example
+        pixels = np.asarray(example["pixel_values"])
+        if random.random() < self.flip:
+            pixels = pixels[..., ::-1]
+        if self.shift:
+            down, right = random.integers(0, 2 * self.shift + 1, 2)
+            around = ((0, 0), (self.shift, self.shift), (self.shift, self.shift))
+            height, width = pixels.shape[-2:]
+            pixels = np.pad(pixels, around, mode="edge")[:, down : down + height, right : right + width]
+        return {**example, "pixel_values": np.ascontiguousarray(pixels)}
+
+    def held_out(self) -> ImageClassification:
+        return replace(self, flip=0.0, shift=0)
 
     def check(self, config: Config) -> None:
         super().check(config)

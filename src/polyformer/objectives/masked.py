@@ -42,7 +42,7 @@ from polyformer.objectives.base import (
     places_of,
     tokens_of,
 )
-from polyformer.objectives.cross_entropy import Tally, cross_entropy
+from polyformer.objectives.cross_entropy import Piece, Tally, cross_entropy
 from polyformer.objectives.tokens import arguments, check_factors, check_guesser, judge
 
 
@@ -398,7 +398,7 @@ class ReplacedTokens(Masking):
         targets = true[places]
         inputs["input_ids"] = true.index_fill(0, places, self.mask_token_id).view_as(batch["input_ids"])
         states = network(**inputs, part="generator", with_logits=False).last_hidden_state
-        tally, drawing = Tally(targets), _Drawing(batch["draws"])
+        tally, drawing = Tally(), _Drawing(batch["draws"])
         generator_loss, _ = cross_entropy(
             network.score,  # type: ignore[arg-type]
             states.flatten(0, 1).index_select(0, places),
@@ -458,7 +458,7 @@ def _shares(masks: Sequence[np.ndarray]) -> Tensor:
 
 
 class _Drawing:
-    """Draws a token from each row of log-probabilities.
+    """Draws a token from each row of probabilities.
 
     A number from 0 to 1 for each row decides. Probabilities are rounded to whole numbers, so that their sums do not
     depend on the order of adding.
@@ -471,8 +471,9 @@ class _Drawing:
         self.draws = draws
         self.ids = torch.zeros(len(draws), dtype=torch.long, device=draws.device)
 
-    def __call__(self, logs: Tensor, rows: slice) -> None:
-        sums = (logs.exp() * 2**30).to(torch.int32).cumsum(-1, dtype=torch.int32)
+    def __call__(self, piece: Piece) -> None:
+        rows = piece.rows
+        sums = (piece.probabilities * 2**30).to(torch.int32).cumsum(-1, dtype=torch.int32)
         whole = sums[:, -1:]
         wanted = torch.minimum((self.draws[rows, None] * whole).to(torch.int32), whole - 1)
         self.ids[rows] = torch.searchsorted(sums, wanted, right=True)[:, 0]

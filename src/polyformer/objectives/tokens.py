@@ -53,7 +53,7 @@ def judge(
     """
     labels = batch["labels"]
     count = len(labels)
-    tally = Tally(labels)
+    tally = Tally()
     total, entropy = cross_entropy(
         network.score,  # type: ignore[arg-type]  # `check` has seen to it
         hidden.flatten(0, 1).index_select(0, batch["places"]),
