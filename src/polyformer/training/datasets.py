@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from polyformer.checkpoints.disk import cache_folder
-from polyformer.errors import ConfigError, DataError
+from polyformer.errors import ConfigError, DataError, TokenizerError
+from polyformer.tokenizers.image_files import read_picture
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data import samples
@@ -101,17 +104,21 @@ def prepare(
     """
     _check(section, kind)
     section = section.model_copy(update={"append_end": section.append_end and ends})
-    stores = [_store(section, source, "train", kind, tokenizer, labels, progress) for source in section.train]
+    stores = [
+        _store(section, source, "train", kind, tokenizer, labels, image_processor, progress) for source in section.train
+    ]
     rows = [_rows(section, kind, store, image_processor) for store in stores]
     train: Dataset = rows[0] if len(rows) == 1 else Mixture(rows, [source.weight for source in section.train])
     held_out: list[TokenStore] = []
     if section.validation:
         held_out = [
-            _store(section, source, "held out", kind, tokenizer, labels, progress) for source in section.validation
+            _store(section, source, "held out", kind, tokenizer, labels, image_processor, progress)
+            for source in section.validation
         ]
     elif section.validation_share:
         held_out = [
-            _store(section, source, "validation", kind, tokenizer, labels, progress) for source in section.train
+            _store(section, source, "validation", kind, tokenizer, labels, image_processor, progress)
+            for source in section.train
         ]
     validation = [_rows(section, kind, store, image_processor) for store in held_out]
     facts = {
@@ -173,6 +180,7 @@ def _store(
     kind: Kind,
     tokenizer: TextTokenizer | None,
     labels: list[str] | None,
+    image_processor: ImageProcessor | None,
     progress: Progress | None,
 ) -> TokenStore:
     about = {
@@ -182,6 +190,7 @@ def _store(
         "share": section.validation_share if part != "held out" else None,
         "deduplicate": section.deduplicate,
         "labels": labels,
+        "pictures": None if image_processor is None else [image_processor.size, image_processor.channels],
     }
 
     def read() -> Iterator[dict[str, Any]]:
@@ -190,6 +199,11 @@ def _store(
                 document = {
                     **document,
                     "label": _label(document["label"], labels, f"{source.source}, document {number}"),
+                }
+            if image_processor is not None:
+                document = {
+                    **document,
+                    "image": _picture(document, image_processor, f"{source.source}, document {number}"),
                 }
             yield document
 
@@ -223,6 +237,22 @@ def _identity(source: SourceSection) -> Any:
     found = find_files(source.source, format=source.format, options=reader_options(source.options))
     files = [(str(file.path.resolve()), file.path.stat()) for file in found.files]
     return [[(name, stat.st_size, stat.st_mtime_ns) for name, stat in files], *rest]
+
+
+def _picture(document: Mapping[str, Any], processor: ImageProcessor, where: str) -> np.ndarray[Any, Any]:
+    """The picture of a document in the size that the network reads, as bytes.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if document.get("image") is None:
+        raise DataError(f"{where} has no field 'image'; it has {', '.join(map(str, document))}")
+    try:
+        picture = read_picture(document["image"], "L" if processor.channels == 1 else "RGB")
+    except TokenizerError as error:
+        raise DataError(f"{where}: {error}") from error
+    height, width = processor.size  # type: ignore[misc]  # a network's positions are for a height and a width
+    return np.asarray(picture.resize((width, height), resample=processor.resample))
 
 
 def _label(name: str, labels: list[str] | None, where: str) -> int:

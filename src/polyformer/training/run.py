@@ -19,8 +19,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from polyformer.checkpoints.loading import build_on_meta
 from polyformer.checkpoints.saving import save_network
-from polyformer.core.placement import parse_device
 from polyformer.errors import ConfigError, TrainingError
 from polyformer.objectives import OBJECTIVES, CausalLM, PrefixLM
 from polyformer.objectives.base import Batch, Objective
@@ -31,9 +31,18 @@ from polyformer.tokenizers.training import train_tokenizer
 from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.data.loader import EvaluationLoader, Loader
 from polyformer.training.datasets import KINDS, Prepared, prepare, training_texts
+from polyformer.training.group import Alone, Group
 from polyformer.training.models import Built, build_model, tokenizer_of
 from polyformer.training.observers import JournalObserver
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
+from polyformer.training.parallel import (
+    check_parallel,
+    gather,
+    parallelize,
+    process_device,
+    process_group,
+    with_spares,
+)
 from polyformer.training.recipe import Recipe, parse_recipe
 from polyformer.training.report import write_report
 from polyformer.training.run_folder import Journal, RunFolder
@@ -93,7 +102,8 @@ def train(
 ) -> Summary:
     """Train as a recipe says.
 
-    Ctrl-C and SIGTERM end the run after the step it is in; its state is saved, and `resume` goes on from it.
+    Ctrl-C and SIGTERM end the run after the step it is in; its state is saved, and `resume` goes on from it. Called in
+    every process that ``torchrun`` starts, they train together; the first one writes and speaks.
 
     Args:
         recipe: from `read_recipe`.
@@ -112,18 +122,24 @@ def train(
     folder = RunFolder(output or recipe.output or Path("runs") / (recipe.name or "run"))
     if resume and overwrite:
         raise ConfigError("resume and overwrite exclude each other: choose one")
-    if resume:
-        _require_same(recipe, folder)
-    place = parse_device(device)
-    parts = prepare_parts(recipe, tokenizer_folder=folder.tokenizer if resume else None)
-    trainer = make_trainer(recipe, parts, place, States(folder.states, keep_last=recipe.training.keep_last))
-    if resume:
-        _go_on(trainer, folder)
-    else:
-        folder.begin(recipe.to_yaml(), overwrite=overwrite)
-        if parts.tokenizer is not None:
-            parts.tokenizer.save(folder.tokenizer)
-    return _run(recipe, folder, parts, trainer, observers)
+    place = process_device(device)
+    with process_group(recipe.parallel, place) as group:
+        if resume:
+            group.share(lambda: _require_same(recipe, folder))
+        parts = prepare_parts(recipe, tokenizer_folder=folder.tokenizer if resume else None, group=group)
+        states = States(folder.states, keep_last=recipe.training.keep_last, group=group)
+        trainer = make_trainer(recipe, parts, place, states, group)
+        if resume:
+            _go_on(trainer, folder)
+        else:
+            group.share(lambda: _begin(recipe, folder, parts, overwrite))
+        return _run(recipe, folder, parts, trainer, observers)
+
+
+def _begin(recipe: Recipe, folder: RunFolder, parts: Parts, overwrite: bool) -> None:
+    folder.begin(recipe.to_yaml(), overwrite=overwrite)
+    if parts.tokenizer is not None:
+        parts.tokenizer.save(folder.tokenizer)
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -157,17 +173,27 @@ class Parts:
     image_processor: ImageProcessor | None
 
 
-def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None) -> Parts:
+def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None, group: Group | None = None) -> Parts:
     """The tokenizer, the network, the objective and the data of a recipe, in this order, each checked before the next.
 
     Args:
         tokenizer_folder: of a run that is gone on with: its tokenizer is not trained again.
+        group: the processes; the first one trains the tokenizer and stores the tokens, the others take them over.
     """
+    group = group or Alone()
+
+    def find_tokenizer() -> TextTokenizer | None:
+        if tokenizer_folder is not None and tokenizer_folder.is_dir():
+            return load_tokenizer(tokenizer_folder)
+        return _tokenizer(recipe)
+
+    _objective_class(recipe)
+    tokenizer = group.share(find_tokenizer)
+    return group.in_turns(lambda: _make_parts(recipe, tokenizer))
+
+
+def _make_parts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Parts:
     chosen = _objective_class(recipe)
-    if tokenizer_folder is not None and tokenizer_folder.is_dir():
-        tokenizer = load_tokenizer(tokenizer_folder)
-    else:
-        tokenizer = _tokenizer(recipe)
     kind = KINDS[chosen.reads]
     if kind.texts and tokenizer is None:
         raise ConfigError(
@@ -309,73 +335,98 @@ def _image_processor(network: Any) -> ImageProcessor:
 # --- the run itself -------------------------------------------------------------------------------------------------
 
 
-def make_trainer(recipe: Recipe, parts: Parts, device: torch.device, states: States | None) -> Trainer:
-    """The trainer of a recipe, whose parts were made.
+def make_trainer(
+    recipe: Recipe, parts: Parts, device: torch.device, states: States | None, group: Group | None = None
+) -> Trainer:
+    """The trainer of a recipe, whose parts were made. The network is moved to the device, or divided among many.
 
     Raises:
         ConfigError: a setting that cannot be.
     """
-    section = recipe.training
+    section, group = recipe.training, group or Alone()
     steps = _steps(recipe, parts.data)
     schedule = _schedule(recipe, steps)
-    network = parts.built.network.to(device)
+    network, alone = parts.built.network, group.processes == 1
+    check_parallel(recipe.parallel, network.config, precision=section.precision)  # type: ignore[arg-type]
     if section.activation_checkpointing:
         _checkpoint_layers(network)
-    loader = Loader(
-        parts.data.train,
-        parts.objective,
-        batch_size=section.batch_size,
-        micro_batch_size=section.micro_batch_size,
-        seed=recipe.seed,
-    )
-    if parts.objective.depends_on_batch and loader.micro_batch_size < loader.rank_rows:
-        raise ConfigError(
-            f"objective {recipe.objective.name} compares the rows of a batch with one another, so micro-batches would "
-            "change it: leave micro_batch_size out"
-        )
+    loader = _loader(recipe, parts, group)
+    if alone:
+        network.to(device)
+    else:
+        parallelize(network, group, compile=section.compile)
     return Trainer(
-        torch.compile(network) if section.compile else network,  # type: ignore[arg-type]
+        torch.compile(network) if section.compile and alone else network,  # type: ignore[arg-type]
         parts.objective,
         loader,
         optimizers=make_optimizers(network, OptimizerSettings(**recipe.optimizer.model_dump())),
         schedule=schedule,
         settings=_settings(recipe, steps),
         states=states,
-        evaluation=_evaluation(recipe, parts),
+        evaluation=_evaluation(recipe, parts, group),
         average=ExponentialAverage(network, section.ema) if section.ema is not None else None,
+        group=group,
         sample=_sampler(recipe, parts),
     )
 
 
+def _loader(recipe: Recipe, parts: Parts, group: Group) -> Loader:
+    section = recipe.training
+    loader = Loader(
+        parts.data.train,
+        parts.objective,
+        batch_size=section.batch_size,
+        micro_batch_size=section.micro_batch_size,
+        seed=recipe.seed,
+        rank=group.rank,
+        world_size=group.size,
+    )
+    if parts.objective.depends_on_batch and loader.micro_batch_size < loader.batch_size:
+        several = "micro-batches" if group.size == 1 else f"{group.size} processes with rows of their own"
+        remedy = "leave micro_batch_size out" if group.size == 1 else "train with one process"
+        raise ConfigError(
+            f"objective {recipe.objective.name} compares the rows of a batch with one another, so {several} would "
+            f"change it: {remedy}"
+        )
+    return loader
+
+
 def _go_on(trainer: Trainer, folder: RunFolder) -> None:
-    found = trainer.states.steps() if trainer.states else []
+    states = trainer.states
+    found = trainer.group.share(states.steps) if states is not None else []
     if not found:
         raise TrainingError(f"{folder.path} holds no state to go on from: begin again with --overwrite")
     trainer.resume(found[-1])
 
 
 def _run(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, observers: Sequence[Observer]) -> Summary:
-    section = recipe.training
-    journal = Journal(folder.journal, after_step=trainer.progress.step)
-    facts = _facts(parts, trainer.settings.steps, trainer.device)
-    listeners: list[Observer] = [JournalObserver(journal, facts, section.log_every), *observers]
-    if section.tensorboard:
-        from polyformer.training.tensorboard import TensorBoardObserver
+    section, group = recipe.training, trainer.group
+    facts = _facts(parts, trainer)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if group.first:
+            journal = Journal(folder.journal, after_step=trainer.progress.step)
+            stack.callback(journal.close)
+            trainer.observers = [JournalObserver(journal, facts, section.log_every), *observers]
+            if section.tensorboard:
+                from polyformer.training.tensorboard import TensorBoardObserver
 
-        listeners.append(TensorBoardObserver(folder.path / "tensorboard"))
-    trainer.observers = listeners
-    try:
+                trainer.observers.append(TensorBoardObserver(folder.path / "tensorboard"))
         with _deterministic(section.deterministic), _signals(trainer) as received:
             ended = trainer.run()
             summary = _finish(recipe, folder, parts, trainer, ended)
-        journal.write("end", step=trainer.progress.step, reason=ended)
-        if received:
-            summary = dataclasses.replace(summary, exit_code=128 + received[0])
-    finally:
-        journal.close()
-    folder.write_summary({**summary.to_json(), **facts})
-    write_report(folder)
+        if journal is not None:
+            journal.write("end", step=trainer.progress.step, reason=ended)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if group.any(number in received):
+            summary = dataclasses.replace(summary, exit_code=128 + number)
+    group.share(lambda: _tell(folder, {**summary.to_json(), **facts}))
     return summary
+
+
+def _tell(folder: RunFolder, summary: dict[str, Any]) -> None:
+    folder.write_summary(summary)
+    write_report(folder)
 
 
 def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, ended: str) -> Summary:
@@ -388,7 +439,8 @@ def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, e
         best, evaluation = progress.best_step, dict(progress.best_evaluation)
         trainer.states.load(best, network, trainer.optimizers, trainer.average)
     with trainer.average.in_place() if trainer.average is not None else contextlib.nullcontext():
-        save_model(folder.model, parts)
+        whole = dataclasses.replace(parts, built=_whole(parts.built, trainer.group))
+        trainer.group.share(lambda: save_model(folder.model, whole))
     return Summary(
         folder=str(folder.path),
         ended=ended,
@@ -404,6 +456,17 @@ def _finish(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, e
         best_step=best,
         data=parts.data.facts,
     )
+
+
+def _whole(built: Built, group: Group) -> Built:
+    """With a network that is not divided among processes; only the first process gets one with weights."""
+    if group.processes == 1:
+        return built
+    weights = gather(built.network, group)
+    network = build_on_meta(built.network.config)
+    if group.first:
+        network.load_state_dict(weights, assign=True)
+    return dataclasses.replace(built, network=network)
 
 
 def save_model(folder: Path, parts: Parts) -> None:
@@ -474,14 +537,21 @@ def _settings(recipe: Recipe, steps: int) -> TrainerSettings:
     )
 
 
-def _evaluation(recipe: Recipe, parts: Parts) -> Callable[[], Iterator[Batch]] | None:
+def _evaluation(recipe: Recipe, parts: Parts, group: Group) -> Callable[[], Iterator[Batch]] | None:
     if parts.data.validation is None:
         if recipe.training.early_stopping is not None:
             raise ConfigError("early_stopping needs held-out data: give data.validation or data.validation_share")
         return None
     rows = recipe.training.micro_batch_size or recipe.training.batch_size
-    loader = EvaluationLoader(parts.data.validation, parts.objective, batch_size=rows, seed=recipe.seed)
-    return lambda: (batch for batch in loader if batch is not None)
+    loader = EvaluationLoader(
+        parts.data.validation,
+        parts.objective.held_out(),
+        batch_size=rows,
+        seed=recipe.seed,
+        rank=group.rank,
+        world_size=group.size,
+    )
+    return lambda: with_spares(loader)
 
 
 def _sampler(recipe: Recipe, parts: Parts) -> Sampler | None:
@@ -501,12 +571,18 @@ def _checkpoint_layers(network: nn.Module) -> None:
         stack.checkpoint_layers = True  # type: ignore[assignment]
 
 
-def _facts(parts: Parts, steps: int, device: torch.device) -> dict[str, Any]:
+def _facts(parts: Parts, trainer: Trainer) -> dict[str, Any]:
+    device = trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    machine = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "device": name,
+        "processes": trainer.group.processes,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     return {
         "parameters": count_parameters(parts.built.network),
-        "steps": steps,
+        "steps": trainer.settings.steps,
         **parts.data.facts,
         "machine": machine,
     }
@@ -571,6 +647,8 @@ def _signals(trainer: Trainer) -> Iterator[list[int]]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if received and trainer.group.processes > 1:
+            return  # torchrun hands on what came to all of them already; it kills those that take too long
         if received:
             raise KeyboardInterrupt
         received.append(number)
