@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -253,35 +254,64 @@ def _check_header(header: list[str], path: Path, delimiter: str) -> None:
 
 def read_parquet(path: Path, options: ReaderOptions) -> Iterator[tuple[str, Document]]:
     """A row a document; pictures of Hugging Face datasets become arrays of bytes [height, width, 3]."""
+    with _opened_parquet(path) as file:
+        pictures = picture_fields(features_of(file.schema_arrow))
+        yield from _rows(file.iter_batches(batch_size=_TABLE_ROWS), pictures, path)
+
+
+def read_arrow(path: Path, options: ReaderOptions) -> Iterator[tuple[str, Document]]:
+    """A row a document, of Arrow's stream format (as Hugging Face datasets are saved) or its file format."""
+    with _opened_arrow(path) as (schema, batches):
+        yield from _rows(_sliced(batches), picture_fields(features_of(schema)), path)
+
+
+def schema_labels(path: Path) -> dict[str, list[str]]:
+    """Field -> names of its values, as a Parquet or Arrow file says; empty where it does not.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if bare_suffix(path) == ".arrow":
+        with _opened_arrow(path) as (schema, _):
+            return label_names(features_of(schema))
+    with _opened_parquet(path) as file:
+        return label_names(features_of(file.schema_arrow))
+
+
+@contextlib.contextmanager
+def _opened_parquet(path: Path) -> Iterator[Any]:
     arrow = require("pyarrow", f"{path} is Parquet")
     parquet = require("pyarrow.parquet", f"{path} is Parquet")
     with seekable(path) as plain:
         try:
             with parquet.ParquetFile(plain, pre_buffer=False, buffer_size=1 << 20) as file:
-                pictures = picture_fields(features_of(file.schema_arrow))
-                yield from _rows(file.iter_batches(batch_size=_TABLE_ROWS), pictures, path)
+                yield file
         except (arrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is no Parquet file, or damaged ({_first_line(error)})") from error
 
 
-def read_arrow(path: Path, options: ReaderOptions) -> Iterator[tuple[str, Document]]:
-    """A row a document, of Arrow's stream format (as Hugging Face datasets are saved) or its file format."""
+@contextlib.contextmanager
+def _opened_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """The schema and the batches of a file."""
     arrow = require("pyarrow", f"{path} is Arrow")
     with seekable(path) as plain:
         try:
             with arrow.memory_map(str(plain)) as source:
                 if source.read(6) == b"ARROW1":
                     opened = arrow.ipc.open_file(source)
-                    batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+                    yield opened.schema, (opened.get_batch(number) for number in range(opened.num_record_batches))
                 else:
                     source.seek(0)
-                    opened = batches = arrow.ipc.open_stream(source)
-                pieces = (
-                    batch.slice(start, _TABLE_ROWS) for batch in batches for start in range(0, len(batch), _TABLE_ROWS)
-                )
-                yield from _rows(pieces, picture_fields(features_of(opened.schema)), path)
+                    stream = arrow.ipc.open_stream(source)
+                    yield stream.schema, iter(stream)
         except (arrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is no Arrow file, or damaged ({_first_line(error)})") from error
+
+
+def _sliced(batches: Iterator[Any]) -> Iterator[Any]:
+    """Large batches a few rows at a time."""
+    for batch in batches:
+        yield from (batch.slice(start, _TABLE_ROWS) for start in range(0, len(batch), _TABLE_ROWS))
 
 
 def _rows(batches: Iterator[Any], pictures: Sequence[str], path: Path) -> Iterator[tuple[str, Document]]:

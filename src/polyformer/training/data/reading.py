@@ -17,7 +17,7 @@ from typing import Any
 from polyformer.errors import ConfigError, DataError
 from polyformer.training.data import samples
 from polyformer.training.data.files import bare_suffix
-from polyformer.training.data.formats import FORMAT_OF_SUFFIX, FORMATS, Document, ReaderOptions
+from polyformer.training.data.formats import FORMAT_OF_SUFFIX, FORMATS, Document, ReaderOptions, schema_labels
 
 Source = str | os.PathLike[str]
 
@@ -154,6 +154,10 @@ class FoundFiles:
                     yield document
         if not count:
             raise DataError(f"{self.source} holds no document: its files are empty or blank")
+
+    def label_names(self) -> dict[str, list[str]]:
+        """Field -> names of its values, where Hugging Face datasets wrote them into Arrow or Parquet files."""
+        return schema_labels(self.files[0].path) if self.format in ("parquet", "arrow") else {}
 
     def _check_split(self, split: str | None) -> None:
         known = list(dict.fromkeys(file.split for file in self.files if file.split is not None))

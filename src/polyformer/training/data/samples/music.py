@@ -33,10 +33,11 @@ def _chorales(music21: Any, names: list[str], progress: ProgressCallback) -> Ite
     """Each chorale once, in the order of their numbers in Riemenschneider's edition."""
     for number, name in enumerate(dict.fromkeys(names)):
         progress("chorales", number, len(names))
-        path = Path(music21.corpus.getWork(name))
+        work = music21.corpus.getWork(name)  # several paths where a work has several movements
+        path = Path(work[0] if isinstance(work, list) else work)
         if states_restriction(path):
             continue
-        score = music21.corpus.parse(name)
+        score = music21.converter.parse(path, forceSource=True, storePickle=False)
         if len(score.parts) != _VOICES:
             continue  # some have instruments of their own, or voices on two staves
         title = name.removeprefix("bach/")
