@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,3 +169,29 @@ def test_layers_computed_again_give_the_same_bits(
     calls.clear()
     network.eval()(ids)
     assert len(calls) == 2
+
+
+def test_encoder_decoders_computed_again_give_the_same_bits(make_config: Any, random_module: Any) -> None:
+    decoder = make_config({"positions": ROTARY}, layer={"dropout": 0.2})
+    reader = make_config({"mask": core.Bidirectional()}, stack={"bias": core.RelativeBias.Config(4, 8, 6, True)})
+    cross = core.Attention.Config(16, 4, source_size=16, mask=core.Bidirectional())
+    layers = tuple(replace(layer, cross_attention=cross) for layer in decoder.stack.layers)
+    network = random_module(
+        core.EncoderDecoder.Config(
+            core.Encoder.Config(reader.embedding, reader.stack),
+            core.Decoder.Config(decoder.embedding, replace(decoder.stack, layers=layers)),
+            decoder.head,
+        )
+    ).train()
+    ids, documents, _ = packed()
+    results = []
+    for checkpoint in (False, True):
+        for part in (network.encoder, network.decoder):
+            part.stack.checkpoint_layers = checkpoint
+        torch.manual_seed(5)
+        logits = network(ids, attention_mask=documents >= 0, decoder_input_ids=ids[:, :7]).logits
+        logits.square().sum().backward()
+        results.append((logits.detach(), gradients(network)))
+    (plain, first), (again, second) = results
+    assert torch.equal(plain, again)
+    assert all(torch.equal(first[key], second[key]) for key in first)
