@@ -283,6 +283,33 @@ def test_a_store_under_a_wrong_name_is_refused(tokenizer: TextTokenizer, tmp_pat
         cached_store(tmp_path, "two", lambda: [{"text": "b"}], tokenizer)
 
 
+UNGUARDED = """
+import sys
+from tokenizers import Tokenizer
+from polyformer.tokenizers.text import TextTokenizer
+from polyformer.training.data.store import build_store
+tokenizer = TextTokenizer(Tokenizer.from_file(sys.argv[1]))
+build_store([{"text": "a"}], tokenizer, sys.argv[2], append_eos=False, workers=2)
+"""
+
+
+def test_a_program_that_cannot_start_processes_is_told_why(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "program.py").write_text(UNGUARDED)
+    command = [sys.executable, "program.py", "tokenizer.json", "store"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "DataError: a process that tokenizes has died" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_that_cannot_be_made(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot keep stores in"):
+        cached_store(tmp_path / "file", "data", lambda: [{"text": "a"}], tokenizer)
+    with pytest.raises(DataError, match="cannot write a store to"):
+        build_store([{"text": "a"}], tokenizer, tmp_path / "file" / "store")
+
+
 RACE = """
 import sys, time
 from tokenizers import Tokenizer

@@ -240,6 +240,7 @@ def test_special_tokens_and_the_end_token_stand_around_texts() -> None:
 def test_words_know_where_their_tokens_begin(kind: str) -> None:
     tokenizer = _tokenizer(kind)
     sentences = [["truth", "universally", ".", ""], ["a"], [], ["wife", "neighbourhood"]]
+    assert not len(TextEncoder(tokenizer).encode_words([[], []])[0].all)
     ids, starts = TextEncoder(tokenizer).encode_words(sentences)
     parts = _split(ids)
     joined = tokenizer.encode_batch([" ".join(words[:3]) for words in sentences], add_special_tokens=False)

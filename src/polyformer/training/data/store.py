@@ -10,6 +10,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -162,6 +163,12 @@ def cached_store(
     name = fingerprint(tokenizer, data, **made_by)
     folder = Path(root) / name
     if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep stores in {root}: {error.strerror or error}; choose another folder"
+            ) from error
         # All processes of a run come here at once: one tokenizes, the others wait for it.
         with only_one_process(folder.with_name(f".{name}.lock")):
             for leftover in folder.parent.glob(f".{name}.*.tmp"):  # of a process that was killed
@@ -431,6 +438,10 @@ def _encoded(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            'a process that tokenizes has died: guard the program with if __name__ == "__main__", or take fewer workers'
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

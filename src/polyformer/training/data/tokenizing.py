@@ -297,10 +297,8 @@ def _seen_in_whole_texts_only(description: Mapping[str, Any], parse_special: boo
     added = [token for token in description["added_tokens"] if parse_special or not token["special"]]
     if _levels_spaces(description):
         # Beside an added token no space is put in front of a word, nor before what is written like that space.
-        return ["▁", *(token["content"] for token in description["added_tokens"])]
-    if finely:
-        return [token["content"] for token in added]
-    return [token["content"] for token in description["added_tokens"] if _reaches_over_spaces(token)]
+        return ["▁", *(token["content"] for token in added)]
+    return [token["content"] for token in added if finely or _reaches_over_spaces(token)]
 
 
 def _takes_letters_one_by_one(model: Mapping[str, Any]) -> bool:
