@@ -122,8 +122,8 @@ def test_no_rows() -> None:
     assert total == entropy == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
-def test_scores_are_never_whole() -> None:
-    """No piece holds more rows than allowed, and by default no more than 2^25 scores."""
+def test_scores_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No piece holds more rows than allowed, or more scores than fit, and pieces are as few as can be."""
     scorer, hidden, targets, _ = given()
     sizes = []
 
@@ -134,9 +134,13 @@ def test_scores_are_never_whole() -> None:
     cross_entropy(score, hidden, targets, rows_at_once=6)
     assert sizes == [0, 6, 6, 6, 5]
     sizes.clear()
-    wide = lambda rows: sizes.append(len(rows)) or rows[:, :1].expand(-1, 2**20)  # noqa: E731
-    cross_entropy(wide, torch.zeros(70, 2), torch.zeros(70).long())
-    assert sizes == [0, 24, 24, 22]
+    monkeypatch.setattr("polyformer.objectives.cross_entropy._SCORES_AT_ONCE", 10 * VOCABULARY + 1)
+    cross_entropy(score, hidden, targets)
+    assert sizes == [0, 8, 8, 7]
+    sizes.clear()
+    monkeypatch.setattr("polyformer.objectives.cross_entropy._SCORES_AT_ONCE", 1)
+    cross_entropy(score, hidden[:2], targets[:2])
+    assert sizes == [0, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
