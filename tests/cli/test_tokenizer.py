@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
 def test_training_writes_what_the_library_makes(run: Run, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     done = run("tokenizer", "train", data, "--vocab-size", 272, "-o", folder)
-    assert done == (0, f"{folder}: bpe, 272 tokens, of 2 documents with {3 * len(TEXT)} characters\n", "")
+    assert done == (0, f"{folder}: bpe, 272 tokens, from 2 documents of {3 * len(TEXT)} characters\n", "")
     wanted = train_tokenizer([TEXT, TEXT * 2], "bpe", 272)
     assert (folder / "tokenizer.json").read_text() == wanted.backend.to_str()
     assert AutoTokenizer.from_pretrained(folder)("the cat")["input_ids"] == wanted.encode("the cat")

@@ -59,6 +59,7 @@ def test_what_is_unknown_and_what_does_not_come_back() -> None:
     assert (made.unknown, made.tokens) == (3, 13) and made.unknown_share == 3 / 13
     assert made.exact == 2
     assert made.first_difference == Difference(document=1, character=0, text="xbcx", decoded="[UNK]bc[UNK]")
+    assert [one.token for one in made.most_frequent] == ["c", "[UNK]", "a", "b"]
     assert (made.unused, [one.token for one in made.unused_examples]) == (1, [" "])
     words = train_tokenizer(["the cat"] * 3, "wordpiece", 40, purpose="encoder")
     difference = report(words, ["the  cat"]).first_difference

@@ -130,8 +130,8 @@ def train(
         inputs.print_json(tokenizer=str(output), kind=kind, **facts, fingerprint=made.fingerprint)
         return
     print(
-        f"{output}: {kind}, {made.vocab_size:,} tokens, of {texts.documents:,} documents with {texts.characters:,} "
-        "characters"
+        f"{output}: {kind}, {made.vocab_size:,} tokens, from {texts.documents:,} "
+        f"document{'' if texts.documents == 1 else 's'} of {texts.characters:,} characters"
     )
     if vocab_size is not None and made.vocab_size < vocab_size:
         print(f"note: the data gave {made.vocab_size:,} of the {vocab_size:,} tokens asked for", file=sys.stderr)

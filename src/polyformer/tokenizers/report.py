@@ -177,6 +177,7 @@ class _Sums:
             if self.tokenizer.id_to_token(number) is not None
         ]
         plain = [entry for entry in entries if entry.id not in self.tokenizer.special_token_ids]
+        used = [entry for entry in entries if entry.count]
         unused = [entry for entry in plain if not entry.count]
         unknown = self.tokenizer.unk_token_id
         return TokenizerReport(
@@ -190,7 +191,7 @@ class _Sums:
             unused=len(unused),
             unused_examples=tuple(unused[:: max(-(-len(unused) // SHOWN), 1)]),
             longest=tuple(sorted(plain, key=lambda entry: (-len(entry.text), entry.id))[:SHOWN]),
-            most_frequent=tuple(sorted(entries, key=lambda entry: (-entry.count, entry.id))[:SHOWN]),
+            most_frequent=tuple(sorted(used, key=lambda entry: (-entry.count, entry.id))[:SHOWN]),
             exact=self.documents - self.differing,
             first_difference=self.first_difference,
             fingerprint=self.tokenizer.fingerprint,

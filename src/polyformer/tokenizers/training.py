@@ -172,7 +172,9 @@ def _unigram(plan: TokenizerPlan, reader: _Reader, progress: Progress | None) ->
     digits = pre_tokenizers.Digits(individual_digits=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([cut, digits]) if plan.split_digits else cut
     backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
-    words = _count_words(backend, reader)
+    # A line end begins a piece, as a space does: words joined by line ends would be several times as many.
+    lines = pre_tokenizers.Split("\n", behavior="merged_with_next")
+    words = _count_words(backend, reader, lines)
     letters = _alphabet(words, plan)
     plan.require_room(len(letters), "characters")
     told = None if progress is None else lambda done, total: progress("pruning", done, total)
@@ -305,15 +307,18 @@ def sections(text: str, size: int = SECTION) -> Iterator[str]:
         yield text[start:]
 
 
-def _count_words(backend: Tokenizer, reader: _Reader) -> dict[str, int]:
-    """How often each word occurs, as the backend normalizes and cuts texts.
+def _count_words(
+    backend: Tokenizer, reader: _Reader, further: pre_tokenizers.PreTokenizer | None = None
+) -> dict[str, int]:
+    """How often each word occurs, as the backend normalizes and cuts texts, and ``further`` cuts them.
 
     A trainer that is to join nothing counts them on all threads; its state, as pickle would write it, holds them.
     """
     counter = Tokenizer(models.BPE())
     if backend.normalizer is not None:
         counter.normalizer = backend.normalizer
-    counter.pre_tokenizer = backend.pre_tokenizer
+    cuts = [backend.pre_tokenizer, *([] if further is None else [further])]
+    counter.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     trainer = trainers.BpeTrainer(vocab_size=0, show_progress=False)
     reader.feed(counter, trainer)
     words = json.loads(trainer.__getstate__())["BpeTrainer"]["words"]

@@ -344,7 +344,9 @@ class _Lattice:
 
 def _by_depth(depth: Array, node: Array) -> list[tuple[Array, Array, Array]]:
     """For each depth: its edges, where the edges of each node begin among them, and the nodes."""
-    order = np.lexsort((node, depth))
+    # Edges come in a few sorted runs and depths are small: two stable sorts are faster than one by both.
+    order = np.argsort(node, kind="stable")
+    order = order[np.argsort(depth[order].astype(np.uint8), kind="stable")]
     bounds = np.flatnonzero(np.diff(depth[order])) + 1
     result = []
     for edges in np.split(order, bounds):
