@@ -46,16 +46,25 @@ def train(
     check: Annotated[bool, typer.Option("--check", help="Check the recipe, say what it means, train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
+    from polyformer.errors import PolyformerError
+    from polyformer.training.parallel import is_first_process
     from polyformer.training.recipe import read_recipe
     from polyformer.training.run import check_recipe
     from polyformer.training.run import train as run
 
-    parsed = read_recipe(recipe, changes or ())
+    try:
+        parsed = read_recipe(recipe, changes or ())
+    except PolyformerError:
+        if not is_first_process():
+            raise typer.Exit(1) from None  # the first one says it
+        raise
     if check:
         facts = check_recipe(parsed)
         print(json.dumps(facts, ensure_ascii=False) if as_json else _lines(facts))
         return
     summary = run(parsed, output=output, resume=resume, overwrite=overwrite, device=device, observers=[_display()])
+    if not is_first_process():
+        raise typer.Exit(summary.exit_code)
     if as_json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
     elif summary.ended == "stopped":

@@ -201,6 +201,10 @@ class EvaluationLoader:
         """Number of batches."""
         return (self.size + self.batch_size - 1) // self.batch_size
 
+    def first_row(self) -> dict[str, Tensor]:
+        """A batch of the first row alone."""
+        return _make_batch(self.dataset, self.objective, [(0, 0)], self.seed)
+
     def __iter__(self) -> Iterator[dict[str, Tensor] | None]:
         for start in range(0, self.size, self.batch_size):
             count = min(self.batch_size, self.size - start)
