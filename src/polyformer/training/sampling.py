@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyformer.core.encoder_decoder import EncoderDecoder
 from polyformer.errors import ConfigError
 from polyformer.generation.generate import generate
 from polyformer.generation.settings import GenerationSettings
@@ -48,7 +47,7 @@ class Sampler:
             yield prompt, made[0][0].text or ""
 
     def _reader(self, network: Any, prompt: str) -> tuple[Any, list[int]]:
-        if not isinstance(network, EncoderDecoder):
+        if not hasattr(network, "with_source"):
             return network, self.tokenizer.encode(prompt)
         ids = self.tokenizer.encode(prompt)
         if not ids:
