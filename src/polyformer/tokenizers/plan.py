@@ -115,11 +115,15 @@ class TokenizerPlan:
     def __post_init__(self) -> None:
         _require_known("kind of tokenizer", self.kind, KINDS)
         _require_known("purpose of a tokenizer", self.purpose, PURPOSES)
+        if not isinstance(self.special_tokens, Mapping):
+            raise ConfigError(f"special_tokens is {self.special_tokens!r}: it maps roles to tokens, like eos: <end>")
         for role, token in self.special_tokens.items():
             _require_known("role of a special token", role, ROLES)
             _require_token(token, f"special_tokens.{role}")
-        if isinstance(self.additional_special_tokens, str):
-            raise ConfigError("additional_special_tokens is a list of tokens, not one text")
+        if isinstance(self.additional_special_tokens, str) or not isinstance(self.additional_special_tokens, Sequence):
+            raise ConfigError(
+                f"additional_special_tokens is {self.additional_special_tokens!r}: it is a list of tokens"
+            )
         for token in self.additional_special_tokens:
             _require_token(token, "additional_special_tokens")
         if self.around is not None:
@@ -130,6 +134,8 @@ class TokenizerPlan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"{name} is {value!r}: it is a whole number of at least {least}")
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            raise ConfigError(f"chat_template is {self.chat_template!r}: it is a Jinja source, or {CHATML!r}")
         for name in ("lowercase", "split_digits"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: it is true or false")
