@@ -26,6 +26,7 @@ from polyformer.objectives import OBJECTIVES, CausalLM, PrefixLM
 from polyformer.objectives.base import Batch, Objective
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.loading import load_tokenizer
+from polyformer.tokenizers.plan import TokenizerPlan
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.tokenizers.training import train_tokenizer
 from polyformer.training.averaging import ExponentialAverage
@@ -255,6 +256,7 @@ def _tokenizer(recipe: Recipe) -> TextTokenizer | None:
     if section.vocab_size is not None:
         options["vocab_size"] = section.vocab_size
     options["purpose"] = section.purpose or _PURPOSES.get(recipe.objective.name, "encoder")
+    TokenizerPlan.of(kind=section.train, **options)  # refuses what cannot be before any data are read
     return train_tokenizer(training_texts(recipe.data, kind), section.train, **options)
 
 
@@ -308,12 +310,8 @@ def known_ids(tokenizer: TextTokenizer | None, network: Any) -> dict[str, Any]:
     values["vocab_size"] = tokenizer.vocab_size
     values["continuation_token_ids"] = _ids_where(tokenizer, lambda token: token.startswith("##"))
     values["sentence_end_token_ids"] = _ids_where(tokenizer, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
-    sentinels = [tokenizer.token_to_id(f"<extra_id_{number}>") for number in range(100)]
-    values["sentinel_token_ids"] = tuple(number for number in sentinels if number is not None)
-    for name in ("prefix", "middle", "suffix"):
-        number = tokenizer.token_to_id(f"<|fim_{name}|>") or tokenizer.token_to_id(f"<fim_{name}>")
-        if number is not None:
-            values[f"{name}_token_id"] = number
+    values["sentinel_token_ids"] = tokenizer.sentinel_token_ids
+    values.update({f"{part}_token_id": number for part, number in tokenizer.fill_in_the_middle_ids.items()})
     return values
 
 

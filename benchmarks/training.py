@@ -1,0 +1,260 @@
+"""Training: tokens per second of a small GPT, beside a plain loop with transformers' GPT-2, and beside its Trainer.
+
+Both sides begin with the same weights and read the same batches of the same text; the losses are compared at the end.
+The network is nanoGPT's small one: 6 layers of 384, 256 tokens, characters, a batch of 16; AdamW, clipping at 1, and
+no dropout. Computation is in bfloat16 by autocast where the processor has instructions for it, else in float32.
+
+    python benchmarks/training.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import common
+import numpy as np
+import torch
+
+LENGTH, ROWS, LEARNING_RATE, DECAY, CLIP = 256, 16, 1e-3, 0.1, 1.0
+
+
+class Text:
+    """Rows of characters, one after the other."""
+
+    def __init__(self, ids: np.ndarray):
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids) // LENGTH
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[index * LENGTH : (index + 1) * LENGTH]}
+
+
+def characters(count: int) -> tuple[Text, int]:
+    """So many characters of Jane Austen's novels as numbers, and how many different ones there are."""
+    from polyformer.training.data.reading import read_documents
+
+    text = "".join(document["text"] for document in read_documents("austen"))[:count]
+    alphabet = {letter: number for number, letter in enumerate(sorted(set(text)))}
+    return Text(np.array([alphabet[letter] for letter in text], np.int64)), len(alphabet)
+
+
+def make_model(vocabulary: int) -> Any:
+    import polyformer
+    from polyformer.families import find_family
+
+    values = {
+        "vocab_size": vocabulary,
+        "n_positions": LENGTH,
+        "n_embd": 384,
+        "n_layer": 6,
+        "n_head": 6,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+    family = find_family("gpt2")
+    model = polyformer.build(family.read_config(values), device="cpu", seed=0)
+    model.family = family
+    return model
+
+
+class Clock:
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def tokens_per_second(self) -> float:
+        """Of the median step; the first two warm up."""
+        return ROWS * LENGTH / statistics.median(self.seconds[2:])
+
+
+class Ours:
+    """Our trainer, one step at a time."""
+
+    def __init__(self, network: torch.nn.Module, text: Text, steps: int, precision: str):
+        from polyformer.objectives import CausalLM
+        from polyformer.training.data.loader import Loader
+        from polyformer.training.optimizers import OptimizerSettings, make_optimizers
+        from polyformer.training.schedules import Schedule
+        from polyformer.training.trainer import Observer, Trainer, TrainerSettings
+
+        self.clock = clock = Clock()
+
+        class Watch(Observer):
+            def on_step(self, report: Any) -> None:
+                clock.losses.append(report.loss)
+                self.utilization = report.utilization
+
+        self.watch = Watch()
+        objective = CausalLM()
+        settings = OptimizerSettings("adamw", LEARNING_RATE, DECAY, betas=(0.9, 0.95))
+        self.loader = Loader(text, objective, batch_size=ROWS, seed=0)
+        self.trainer = Trainer(
+            network,
+            objective,
+            self.loader,
+            optimizers=make_optimizers(network, settings),
+            schedule=Schedule("constant", steps),
+            settings=TrainerSettings(steps=steps, gradient_clipping=CLIP, precision=precision),
+            observers=[self.watch],
+        )
+
+    def run(self) -> None:
+        begin = time.perf_counter()
+        clock, watch = self.clock, self.watch
+        inner = watch.on_step
+
+        def on_step(report: Any) -> None:
+            nonlocal begin
+            inner(report)
+            now = time.perf_counter()
+            clock.seconds.append(now - begin)
+            begin = now
+
+        watch.on_step = on_step  # type: ignore[method-assign]
+        self.trainer.run()
+
+
+def decayed(network: torch.nn.Module) -> list[dict[str, Any]]:
+    """nanoGPT's groups: matrices decay, vectors do not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": DECAY},
+        {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def plain_loop(peer: Any, batches: Iterator[torch.Tensor], steps: int, precision: str) -> Clock:
+    """What people write: forward, backward, clip, step."""
+    optimizer = torch.optim.AdamW(decayed(peer), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    clock = Clock()
+    peer.train()
+    for _ in range(steps):
+        begin = time.perf_counter()
+        ids = next(batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = peer(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), CLIP)
+        optimizer.step()
+        clock.losses.append(loss.item())
+        clock.seconds.append(time.perf_counter() - begin)
+    return clock
+
+
+def with_trainer(peer: Any, batches: Iterator[torch.Tensor], steps: int, precision: str) -> Clock:
+    """transformers' own Trainer on the same batches."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    clock = Clock()
+
+    class Watch(TrainerCallback):
+        begin = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begin = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.seconds.append(time.perf_counter() - self.begin)
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:
+            if logs and "loss" in logs:
+                clock.losses.append(logs["loss"])
+
+    rows = [{"input_ids": row, "labels": row} for _ in range(steps) for row in next(batches)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=ROWS,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            weight_decay=DECAY,
+            adam_beta2=0.95,
+            max_grad_norm=CLIP,
+            bf16=precision == "bfloat16",
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+        )
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+                return torch.utils.data.SequentialSampler(rows)
+
+        InOrder(peer, arguments, train_dataset=rows, callbacks=[Watch()]).train()
+    return clock
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    from transformers import GPT2LMHeadModel
+
+    from polyformer.core.placement import has_bfloat16
+    from polyformer.training.peak import measured_peak
+
+    precision = options.precision or ("bfloat16" if has_bfloat16(torch.device("cpu")) else "float32")
+    text, vocabulary = characters(ROWS * LENGTH * (options.steps + 8))
+    model = make_model(vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        peers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32) for _ in range(2)]
+    ours = Ours(model.network, text, options.steps, precision)
+
+    def batches() -> Iterator[torch.Tensor]:
+        for number in range(options.steps):
+            yield ours.loader.step(number)[0]["input_ids"]
+
+    clocks = {"transformers, plain loop": plain_loop(peers[0], batches(), options.steps, precision)}
+    ours.run()
+    clocks["polyformer"] = ours.clock
+    clocks["transformers, Trainer"] = with_trainer(peers[1], batches(), options.steps, precision)
+    peak = measured_peak(torch.device("cpu"), getattr(torch, precision))
+    flops = ours.trainer.progress.flops / ours.trainer.progress.tokens
+    speed = {name: clock.tokens_per_second() for name, clock in clocks.items()}
+    plain = clocks["transformers, plain loop"].losses
+    return {
+        "precision": precision,
+        "parameters": model.num_parameters,
+        "steps": options.steps,
+        "tokens_per_second": {name: round(value, 1) for name, value in speed.items()},
+        "ratio_to_plain_loop": round(speed["polyformer"] / speed["transformers, plain loop"], 3),
+        "ratio_to_trainer": round(speed["polyformer"] / speed["transformers, Trainer"], 3),
+        "peak_flops": peak,
+        "utilization": round(speed["polyformer"] * flops / peak, 3),
+        "largest_difference_of_losses": max(abs(a - b) for a, b in zip(plain, ours.clock.losses)),
+        "last_losses": {name: clock.losses[-1] for name, clock in clocks.items() if clock.losses},
+    }
+
+
+def main() -> None:
+    parser = common.make_parser("training", __doc__)
+    parser.add_argument("--steps", type=int, default=30, help="(%(default)s)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: what the processor is good at")
+    options = parser.parse_args()
+    if options.quick:
+        options.steps = 4
+    machine = common.machine_facts()
+    result = measure(options)
+    rows = [
+        [name, f"{value:,.0f}", f"{value / result['tokens_per_second']['transformers, plain loop']:.2f}"]
+        for name, value in result["tokens_per_second"].items()
+    ]
+    common.print_table(f"Training in {result['precision']}", ("side", "tokens/s", "ratio"), rows)
+    common.finish({"machine": machine, **result}, common.output_of("training", options))
+
+
+if __name__ == "__main__":
+    main()
