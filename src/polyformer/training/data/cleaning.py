@@ -258,6 +258,40 @@ def _mixed(numbers: Unsigned) -> Unsigned:
     return numbers ^ (numbers >> np.uint64(31))
 
 
+def groups_of_near_duplicates(
+    texts: Iterable[tuple[str, str]], settings: NearDuplicates | None = None
+) -> dict[str, str]:
+    """Which names belong together because a text of one nearly is a text of another, directly or through others: so
+    that they can be kept in one part of the data.
+
+    Args:
+        texts: name and text; a name may have several texts.
+
+    Returns:
+        Each name -> the first name of its group.
+    """
+    index = (settings or NearDuplicates()).build()
+    owners: list[str] = []
+    parents: dict[str, str] = {}
+
+    def first_of(name: str) -> str:
+        while parents[name] != name:
+            parents[name] = name = parents[parents[name]]
+        return name
+
+    order: dict[str, int] = {}
+    for name, text in texts:
+        order.setdefault(name, len(order))
+        parents.setdefault(name, name)
+        found = index.add(text)
+        if found is None:
+            owners.append(name)
+            continue
+        first, second = sorted((first_of(name), first_of(owners[found])), key=order.__getitem__)
+        parents[second] = first
+    return {name: first_of(name) for name in parents}
+
+
 # All together
 
 

@@ -46,8 +46,8 @@ def folder_of(name: str, cache: str | Path | None = None) -> Path:
 
 
 def is_here(name: str, cache: str | Path | None = None) -> bool:
-    """Whether it was fetched already."""
-    return (folder_of(name, cache) / ABOUT).is_file()
+    """Whether it was fetched already, by this revision of its reader."""
+    return (folder_of(name, cache) / ABOUT).is_file() and about(name, cache).get("revision", 1) == find(name).revision
 
 
 def about(name: str, cache: str | Path | None = None) -> dict[str, Any]:
@@ -74,9 +74,15 @@ def pull(name: str, *, cache: str | Path | None = None, progress: ProgressCallba
             made = Path(temporary) / name
             made.mkdir()
             versions = sample.fetch(made, progress or _silent)
-            facts = {"name": name, "licence": sample.licence, "source": sample.source, "versions": versions}
+            facts = {
+                "name": name,
+                "licence": sample.licence,
+                "source": sample.source,
+                "versions": versions,
+                "revision": sample.revision,
+            }
             write_whole(made / ABOUT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt of another kind left
+            shutil.rmtree(folder, ignore_errors=True)  # one of an earlier revision
             made.rename(folder)
     return folder
 

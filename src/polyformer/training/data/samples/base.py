@@ -27,6 +27,7 @@ class Sample:
         fetch: writes the set into an empty folder; returns the versions of what it was made of.
         read: documents out of that folder; takes the ``options``.
         options: options of ``read`` -> what they do.
+        revision: goes up when ``fetch`` makes something else of the same packages: what is in the cache is made again.
     """
 
     name: str
@@ -39,3 +40,4 @@ class Sample:
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    revision: int = 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from polyformer.checkpoints.transfer import CorruptDownloadError, ProgressCallback
-from polyformer.training.data.cleaning import normalized, part_of
+from polyformer.training.data.cleaning import groups_of_near_duplicates, normalized, part_of
 from polyformer.training.data.files import read_lines
 from polyformer.training.data.samples.base import Document, Sample
 from polyformer.training.data.samples.fetching import require_tool, run
@@ -70,7 +70,15 @@ def sources_of(found: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def pairs(found: Iterable[dict[str, str]], sources: dict[str, str]) -> Iterator[Document]:
-    """One document for each description; packages of one source, which describe themselves alike, are in one part."""
+    """One document for each description; packages of one source, and sources whose descriptions are nearly the same,
+    are in one part."""
+    documents = list(_documents(found, sources))
+    groups = groups_of_near_duplicates((document["group"], document["source"]) for document in documents)
+    for document in documents:
+        yield {**document, "split": part_of(groups[document["group"]], _SHARES)}
+
+
+def _documents(found: Iterable[dict[str, str]], sources: dict[str, str]) -> Iterator[Document]:
     seen = set()
     for paragraph in found:
         short, _, rest = paragraph.get("Description-en", "").partition("\n")
@@ -80,13 +88,7 @@ def pairs(found: Iterable[dict[str, str]], sources: dict[str, str]) -> Iterator[
             continue
         seen.add(key)
         group = sources.get(package, package)
-        yield {
-            "source": text,
-            "target": short.strip(),
-            "package": package,
-            "group": group,
-            "split": part_of(group, _SHARES),
-        }
+        yield {"source": text, "target": short.strip(), "package": package, "group": group}
 
 
 def flowing(text: str) -> str:
@@ -121,6 +123,7 @@ SAMPLES = (
             "group": "the source package; one is in one part",
         },
         splits=SPLITS,
+        revision=2,
         fetch=_fetch,
         read=read_stored,
     ),
