@@ -104,6 +104,24 @@ def test_a_finished_run_says_its_result(folder: RunFolder) -> None:
     assert "held-out: 3.75, step 30" in page
 
 
+def test_a_metric_that_says_nothing_new_has_no_curve(folder: RunFolder) -> None:
+    with folder.journal.open("w", encoding="utf-8") as file:
+        for step in range(1, 30):
+            values = {"loss": 5 - step / 10, "cross_entropy": 5 - step / 10, "predictions": 63 + 1e-9 * (step % 3)}
+            file.write(json.dumps({"event": "train", "step": step, **values, "accuracy": step / 50}) + "\n")
+    page = page_of(folder)
+    assert "<b>Accuracy</b>" in page and "<b>Cross entropy</b>" not in page and "<b>Predictions</b>" not in page
+
+
+def test_a_mean_stands_in_the_middle_of_its_steps(folder: RunFolder) -> None:
+    with folder.journal.open("w", encoding="utf-8") as file:
+        for step in (1, 10, 20):
+            file.write(json.dumps({"event": "train", "step": step, "loss": 2.0, "mean_loss": 3.0}) + "\n")
+    assert {"training, smoothed: 3, step 6", "training, smoothed: 3, step 15.5"} <= set(
+        re.findall("<title>(.*?)</title>", page_of(folder))
+    )
+
+
 def test_a_run_gone_on_with_shows_where(folder: RunFolder) -> None:
     journal = Journal(folder.journal)
     begin(journal)

@@ -187,7 +187,8 @@ class _Axis:
             return cls(low / room, high * room, True)
         if from_zero and low >= 0:
             return cls(0.0, high * 1.06 if high else 1.0, False)
-        room = (high - low) * 0.04 or abs(high) * 0.05 or 1.0
+        size = max(abs(low), abs(high))
+        room = (high - low) * 0.04 if high - low > 1e-9 * size else size * 0.05 or 1.0
         return cls(low - room, high + room, False)
 
     def place(self, value: float) -> float:

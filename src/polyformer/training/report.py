@@ -176,6 +176,15 @@ def _points(events: Sequence[Event], *names: str) -> list[Point]:
     return points if any(math.isfinite(value) for _, value in points) else []
 
 
+def _means(events: Sequence[Event]) -> list[Point]:
+    """The mean losses of the steps since the line before, each in the middle of them; where there are none, losses."""
+    points, before = [], 0.0
+    for step, value in _points(events, "mean_loss", "loss"):
+        points.append(((before + 1 + step) / 2 if "mean_loss" in events[0] else step, value))
+        before = step
+    return points
+
+
 def _metrics(events: Sequence[Event]) -> list[str]:
     """Names of numbers that are no part of every event, in the order in which they first stand."""
     names: dict[str, None] = {}
@@ -238,7 +247,7 @@ def _sentence(run: _Run) -> str:
 
 def _recent(run: _Run) -> float:
     """The training loss at the end of the smoothed curve."""
-    curve = smoothed(_points(run.train, "mean_loss", "loss"))
+    curve = smoothed(_means(run.train))
     return curve[-1][1] if curve else math.nan
 
 
@@ -280,8 +289,8 @@ def _facts(run: _Run) -> str:
 def _curves(run: _Run) -> str:
     marks = [Mark(step, f"gone on with after step {step:,}, {event.get('time', '')}") for step, event in run.resumed]
     marks += [Mark(step, text, "warning") for step, text in run.messages]
-    raw = _points(run.train, "loss")
-    smooth, held = smoothed(_points(run.train, "mean_loss", "loss")), _points(run.evaluations, "loss")
+    raw, held = _points(run.train, "loss"), _points(run.evaluations, "loss")
+    smooth = smoothed(_means(run.train))
     charts = [
         Chart(
             "Loss",
@@ -301,6 +310,8 @@ def _curves(run: _Run) -> str:
             Line("held-out", _points(run.evaluations, name), "held", dots=True),
         ]
         values = [point for line in lines for point in line.points]
+        if _is_constant(values) or values == smoothed(raw) + held:
+            continue  # a curve that says nothing, or the loss once more
         charts.append(Chart(_words(name).capitalize(), lines, marks, logarithmic=_spans(values, 30.0)))
     norm, use = _points(run.train, "gradient_norm"), _points(run.train, "utilization")
     speed = _points(run.train, "tokens_per_second")
@@ -318,6 +329,11 @@ def _spans(points: Sequence[Point], times: float) -> bool:
     """Whether values, all above zero, differ so many times: they are better seen on a logarithmic axis."""
     values = [value for _, value in points if math.isfinite(value)]
     return bool(values) and min(values) > 0 and max(values) / min(values) > times
+
+
+def _is_constant(points: Sequence[Point]) -> bool:
+    values = [value for _, value in points if math.isfinite(value)]
+    return bool(values) and max(values) - min(values) <= 1e-6 * max(map(abs, values))
 
 
 def _percent(value: float) -> str:
