@@ -71,6 +71,15 @@ def test_loading(tiny_llama: Path) -> None:
         assert side["peak_bytes"]["median"] > 2**20
 
 
+def test_tokenizing() -> None:
+    lines, result = run(FOLDER / "tokenizing.py", "--quick")
+    (found,) = result["results"]
+    assert any(found["name"] in line for line in lines)
+    assert found["tokens"] > 1000 and 2**16 < found["build_peak_bytes"]["max"] < 2**28
+    rates = ("tokens_per_second", "tokenizing", "packing", "wall_tokens_per_second", "peer_tokenizing", "ratio")
+    assert all(set(found[rate]) == SPREAD and found[rate]["min"] > 0 for rate in rates)
+
+
 def test_memory(tiny_llama: Path) -> None:
     text, result = benchmark("memory", tiny_llama)
     assert len(result["results"]) == 2
