@@ -248,6 +248,8 @@ def ctranslate2_values(config: EncoderDecoder.Config, theirs: Mapping[str, Any])
     no_timestamps = config.vocab_size - 1502
     values.update(
         eos_token_id=end,
+        pad_token_id=end,
+        max_length=config.max_positions,
         decoder_start_token_id=config.decoder_start_token_id,
         is_multilingual=multilingual,
         max_initial_timestamp_index=50,
