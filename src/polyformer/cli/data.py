@@ -100,14 +100,19 @@ def show(
 ) -> None:
     """Show the first documents of a source, how many there are in each part, its fields and its licence."""
     from polyformer.training.data import samples
-    from polyformer.training.data.reading import is_sample, read_documents
+    from polyformer.training.data.reading import find_files, is_sample, read_documents, reader_options
 
     about: dict[str, Any] = {"name": source}
     if is_sample(source):
         about = facts(samples.find(source))
         with download_bar() as progress:
             samples.pull(source, progress=progress)
-    documents = read_documents(source, split=split, format=format, **parse_options(option or []))
+    options = parse_options(option or [])
+    documents = read_documents(source, split=split, format=format, **options)
+    if not is_sample(source):
+        about["labels"] = (
+            find_files(source, format=format, options=reader_options(options)).label_names().get("label", [])
+        )
     first: list[dict[str, Any]] = []
     counted = Counted()
     with work_bar("counting") as bar:

@@ -61,12 +61,14 @@ def _document(data: bytes, group: str) -> Document:
 
 
 def _subject(mail: email.message.Message) -> str:
+    raw = next((str(value) for name, value in mail.raw_items() if name.lower() == "subject"), "")
+    text = _decoded(raw.encode("utf-8", errors="surrogateescape"), None)  # bytes beyond ASCII came as surrogates
     parts = []
     try:
-        for piece, charset in email.header.decode_header(str(mail.get("Subject", ""))):
+        for piece, charset in email.header.decode_header(text):
             parts.append(piece if isinstance(piece, str) else _decoded(piece, charset))
     except email.errors.HeaderParseError:
-        parts = [str(mail.get("Subject", ""))]
+        parts = [text]
     return _without_control(" ".join("".join(parts).split()))
 
 
@@ -149,7 +151,7 @@ SAMPLES = (
         },
         splits=SPLITS,
         labels=LABELS,
-        revision=2,
+        revision=3,
         fetch=_fetch,
         read=read_stored,
     ),
