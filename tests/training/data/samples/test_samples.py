@@ -110,6 +110,13 @@ def test_an_earlier_revision_is_made_again(source: Source, monkeypatch: pytest.M
     assert source.fetched == 2
 
 
+def test_what_a_killed_process_left_is_removed(source: Source, tmp_path: Path) -> None:
+    for name in (".made.abc", ".made-too.abc"):
+        (tmp_path / "data" / name / "made").mkdir(parents=True)
+    samples.pull("made")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"made", ".made.lock", ".made-too.abc"}
+
+
 def test_a_folder_that_was_not_finished_is_replaced(source: Source, tmp_path: Path) -> None:
     (tmp_path / "data" / "made").mkdir(parents=True)
     (tmp_path / "data" / "made" / "documents.jsonl").write_text("{}\n")

@@ -70,6 +70,8 @@ def pull(name: str, *, cache: str | Path | None = None, progress: ProgressCallba
     with told_when_disk_is_full(folder.parent, name), only_one_process(folder.with_name(f".{name}.lock")):
         if is_here(name, cache):
             return folder
+        for left in folder.parent.glob(f".{name}.*/"):  # of a process that was killed: no other is in here
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as temporary:
             made = Path(temporary) / name
             made.mkdir()
