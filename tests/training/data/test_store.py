@@ -106,6 +106,7 @@ def test_ids_take_as_little_room_as_they_can(tokens: int, dtype: type, tmp_path:
     assert store.vocab_size == tokens
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_file, "_BATCH_CHARACTERS", 50)
     documents = [{"text": f"truth {number} " * 5, "label": number} for number in range(40)]
@@ -293,6 +294,7 @@ build_store([{"text": "a"}], tokenizer, sys.argv[2], append_eos=False, workers=2
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_start_processes_is_told_why(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "program.py").write_text(UNGUARDED)
@@ -324,6 +326,7 @@ print(len(cached_store(sys.argv[2], "data", read, tokenizer)))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_tokenize_once(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
     command = [sys.executable, "-c", RACE, str(tmp_path / "tokenizer.json"), str(tmp_path / "stores")]
@@ -355,6 +358,7 @@ print(json.dumps({"growth": peak() - small, "characters": 3_000 * 5_000, "bytes"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_does_not_grow_with_the_data(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
