@@ -48,7 +48,7 @@ def test_recurrent_network_by_hand(cell: str, random_network: Callable[..., Any]
     states = [[torch.zeros(6, dtype=torch.float64)] * 2 for _ in range(2)]
     expected = []
     for token in ids:
-        hidden = network.embedding.tokens.weight[token]
+        hidden = network.embedding.tokens.weight[token] * 6**0.5
         for layer in range(2):
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             weights = {name: getattr(cells, f"{name}_l{layer}") for name in names}

@@ -28,7 +28,7 @@ def test_attention_by_hand(translator: Any, random_ids: Any) -> None:
     start = torch.tanh(translator.start.weight @ states.mean(0) + translator.start.bias).view(1, 2, 8)
     first = (start, torch.zeros_like(start))[: 2 if translator.config.cell == "lstm" else 1]
     inner = tuple(part.transpose(0, 1).contiguous() for part in first)
-    embedded = translator.embedding.tokens.weight[target]
+    embedded = translator.embedding.tokens.weight[target] * 8**0.5
     hidden, _ = translator.decoder.cells(embedded, inner if len(inner) > 1 else inner[0])
     expected = []
     for state in hidden[0]:

@@ -12,6 +12,7 @@ from polyformer.baselines.language_model import StatefulLanguageModel
 from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 from polyformer.core.config import require
+from polyformer.core.embeddings import TokenEmbedding
 from polyformer.core.linear import Linear
 from polyformer.core.normalization import LayerNorm
 
@@ -131,7 +132,13 @@ class ConvolutionLM(StatefulLanguageModel):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self._build_ends()
+        # The branches are normalized, so the vectors need no size of their own: the table is drawn for the head (about
+        # as by Merity et al., 2018, section 5).
+        self._build_ends(
+            TokenEmbedding.Config(
+                config.vocab_size, config.hidden_size, dropout=config.dropout, standard_deviation=0.06
+            )
+        )
         self.layers = nn.ModuleList(layer.build() for layer in config.layers)
         self.norm = LayerNorm.Config(config.hidden_size).build()
 

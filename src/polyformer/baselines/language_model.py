@@ -16,9 +16,6 @@ from polyformer.core.heads import Head
 from polyformer.core.network import Network
 from polyformer.core.transformer import Output
 
-EMBEDDING_STANDARD_DEVIATION = 0.06
-"""That of numbers drawn evenly within ±0.1, from which such models begin (Merity et al., 2018, section 5)."""
-
 
 class StatefulLanguageModel(Network):
     """Base of language models whose state has a fixed size. It is called as `DecoderOnly` is.
@@ -29,14 +26,9 @@ class StatefulLanguageModel(Network):
 
     config: Any
 
-    def _build_ends(self) -> None:
+    def _build_ends(self, embedding: TokenEmbedding.Config) -> None:
         config = self.config
-        self.embedding = TokenEmbedding.Config(
-            config.vocab_size,
-            config.hidden_size,
-            dropout=config.dropout,
-            standard_deviation=EMBEDDING_STANDARD_DEVIATION,
-        ).build()
+        self.embedding = embedding.build()
         self.head = Head.Config(config.hidden_size, config.vocab_size, tied=config.tied, bias=True).build()
 
     def _pack_rest(self) -> None:

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 from polyformer.core.config import require
+from polyformer.core.embeddings import TokenEmbedding
+from polyformer.core.linear import Linear
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -74,11 +76,21 @@ class Recurrence(core.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Weights stay as PyTorch draws them, within ±1/√hidden_size; biases start at 0."""
+        """Of every gate: input weights that keep the size of what comes in (Glorot and Bengio, 2010), recurrent weights
+        that keep the size of the state (orthogonal: Saxe et al., 2014), biases of 0. With PyTorch's own numbers the
+        signal fades from layer to layer, and learning begins very late."""
         size = self.config.hidden_size
-        for name, parameter in self.cells.named_parameters():
-            if name.startswith("bias") and not parameter.is_meta:
-                nn.init.zeros_(parameter)
+        with torch.no_grad():
+            for name, parameter in self.cells.named_parameters():
+                if parameter.is_meta:
+                    continue
+                for gate in parameter.split(size):
+                    if name.startswith("weight_hh"):
+                        nn.init.orthogonal_(gate)
+                    elif name.startswith("weight_ih"):
+                        nn.init.xavier_normal_(gate)
+                    else:
+                        nn.init.zeros_(gate)
                 if self.config.cell == "lstm" and name.startswith("bias_ih"):
                     nn.init.ones_(parameter[size : 2 * size])  # the gates are: input, forget, cell, output
 
@@ -124,3 +136,18 @@ class Recurrence(core.Module):
 
     def _as_we_keep(self, last: Tensor | State) -> State:
         return tuple(part.transpose(0, 1) for part in ((last,) if isinstance(last, Tensor) else last))
+
+
+def keep_size(*linears: Linear) -> None:
+    """Draw weights that keep the size of what comes in (Glorot and Bengio, 2010)."""
+    for linear in linears:
+        if not linear.weight.is_meta:
+            nn.init.xavier_normal_(linear.weight)
+
+
+def unit_embedding(vocab_size: int, hidden_size: int, dropout: float) -> TokenEmbedding.Config:
+    """An embedding whose vectors have numbers of about 1, while its table has those that a tied head takes (Vaswani et
+    al., 2017, section 3.4)."""
+    return TokenEmbedding.Config(
+        vocab_size, hidden_size, scale=hidden_size**0.5, dropout=dropout, standard_deviation=hidden_size**-0.5
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from polyformer.baselines.language_model import StatefulLanguageModel
-from polyformer.baselines.recurrence import Recurrence
+from polyformer.baselines.recurrence import Recurrence, unit_embedding
 from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 
@@ -47,7 +47,7 @@ class RecurrentLM(StatefulLanguageModel):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self._build_ends()
+        self._build_ends(unit_embedding(config.vocab_size, config.hidden_size, config.dropout))
         self.recurrence = config.recurrence.build()
 
     def read(self, hidden: Tensor, texts: Texts, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:

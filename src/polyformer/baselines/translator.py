@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyformer.baselines.language_model import EMBEDDING_STANDARD_DEVIATION
-from polyformer.baselines.recurrence import Recurrence
+from polyformer.baselines.recurrence import Recurrence, keep_size, unit_embedding
 from polyformer.baselines.state import StateCache
 from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 from polyformer.core.config import require
-from polyformer.core.embeddings import TokenEmbedding
 from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.heads import Head
 from polyformer.core.linear import Linear
@@ -62,7 +59,7 @@ class RecurrentEncoder(core.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.embedding = _embedding(config.vocab_size, config.hidden_size, config.dropout)
+        self.embedding = unit_embedding(config.vocab_size, config.hidden_size, config.dropout).build()
         self.recurrence = config.recurrence.build()
 
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None) -> Output:
@@ -89,6 +86,7 @@ class SourceAttention(core.Module):
         self.config = config
         self.key = Linear.Config(config.size, config.size).build()
         self.output = Linear.Config(2 * config.size, config.size).build()
+        keep_size(self.key, self.output)
 
     def forward(self, hidden: Tensor, keys: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """
@@ -169,10 +167,11 @@ class RecurrentTranslator(Network):
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build()
-        self.embedding = _embedding(config.vocab_size, config.hidden_size, config.dropout)
+        self.embedding = unit_embedding(config.vocab_size, config.hidden_size, config.dropout).build()
         if config.shared_embedding:
             self.embedding.tokens = self.encoder.embedding.tokens
         self.start = Linear.Config(config.hidden_size, config.num_layers * config.hidden_size, bias=True).build()
+        keep_size(self.start)
         self.decoder = config.decoder.build()
         self.attention = SourceAttention.Config(config.hidden_size).build()
         self.head = Head.Config(config.hidden_size, config.vocab_size, tied=config.tied, bias=True).build()
@@ -316,9 +315,3 @@ class RecurrentTranslator(Network):
         mean = states.masked_fill(~mask[..., None], 0).sum(1) / count
         first = torch.tanh(self.start(mean)).view(-1, config.num_layers, config.hidden_size)
         return (first, *(torch.zeros_like(first) for _ in range(config.decoder.state_parts - 1)))
-
-
-def _embedding(vocab_size: int, hidden_size: int, dropout: float) -> Any:
-    return TokenEmbedding.Config(
-        vocab_size, hidden_size, dropout=dropout, standard_deviation=EMBEDDING_STANDARD_DEVIATION
-    ).build()
