@@ -84,7 +84,9 @@ class MixtureOfExperts(core.Module):
         tokens = inputs.reshape(-1, inputs.shape[-1])
         weights, chosen = self.route(tokens)
         result = torch.zeros_like(tokens)
-        for number in chosen.unique().tolist():
+        # In training even an expert without tokens takes part. Its gradients are then zero, and not missing: processes
+        # that train together must agree on which there are.
+        for number in range(len(self.experts)) if self.training else chosen.unique().tolist():
             rows, slot = torch.where(chosen == number)
             part = self.experts[number](tokens[rows]) * weights[rows, slot, None]
             result.index_add_(0, rows, part.to(result.dtype))

@@ -171,7 +171,7 @@ def make_optimizers(network: nn.Module, settings: OptimizerSettings) -> list[Opt
     """The optimizers that together move every parameter that takes a gradient, each exactly once.
 
     Raises:
-        ConfigError: no parameter takes a gradient.
+        ConfigError: no parameter takes a gradient, or Adafactor was chosen for many processes.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
@@ -192,6 +192,8 @@ def make_optimizers(network: nn.Module, settings: OptimizerSettings) -> list[Opt
     if settings.name == "lion":
         return [Lion(groups, lr=settings.learning_rate, betas=settings.betas or (0.9, 0.99))]
     if settings.name == "adafactor":
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            raise ConfigError("adafactor looks at whole matrices, so it is for one process: use adamw, muon or lion")
         return [torch.optim.Adafactor(groups, lr=settings.learning_rate)]
     return [_adamw(parameters, settings, settings.learning_rate, settings.betas or (0.9, 0.95))]
 

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from polyformer.core import Attention, FeedForward, Linear, MixtureOfExperts, Stack
+from polyformer.core import Attention, FeedForward, Linear, Stack
 from polyformer.core.config import Config
 from polyformer.core.placement import parse_device
 from polyformer.core.positions import Relative
@@ -56,10 +56,12 @@ class Processes:
         rank: which rows this one reads, from 0; those of one tensor-parallel group read the same.
         first: whether this is the one that writes and speaks.
         gradient_factor: what gradients must be multiplied by to be sums over all rows.
+        began_here: whether the processes met for this; then they part at its end.
     """
 
-    def __init__(self, mesh: DeviceMesh):
+    def __init__(self, mesh: DeviceMesh, *, began_here: bool):
         self.mesh = mesh
+        self.began_here = began_here
         self.tensor = mesh.size(2)
         self.processes = mesh.size()
         self.size = self.processes // self.tensor
@@ -225,16 +227,18 @@ def start_group(section: ParallelSection, device: torch.device) -> Group:
         return Alone()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not distributed.is_initialized():
+    begins = not distributed.is_initialized()
+    if begins:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return Processes(init_device_mesh(device.type, shape, mesh_dim_names=_AXES))
+    return Processes(init_device_mesh(device.type, shape, mesh_dim_names=_AXES), began_here=begins)
 
 
 def end_group(group: Group) -> None:
     """Part when all are ready."""
     if isinstance(group, Processes):
         group.wait()
-        distributed.destroy_process_group()
+        if group.began_here:
+            distributed.destroy_process_group()
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -245,11 +249,14 @@ def check_parallel(section: ParallelSection, config: Config, *, precision: str =
     Raises:
         ConfigError: the layers of a network with this config cannot be divided among ``section.tensor`` processes.
     """
-    count = section.tensor
+    if section.tensor > 1 and precision == "float16":
+        raise ConfigError("parallel.tensor does not go with precision float16, which scales the loss: use bfloat16")
+    _check_layers(config, section.tensor)
+
+
+def _check_layers(config: Config, count: int) -> None:
     if count == 1:
         return
-    if precision == "float16":
-        raise ConfigError("parallel.tensor does not go with precision float16, which scales the loss: use bfloat16")
     layers = 0
     for path, part in config.traverse():
         if isinstance(part, Attention.Config):
@@ -295,6 +302,7 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
     for name, parameter in network.named_parameters():
         if parameter.dim() == 0:
             raise ConfigError(f"{name} is a single number, which processes cannot divide: train with one process")
+    _check_layers(network.config, group.tensor)  # type: ignore[arg-type]
     if group.tensor > 1:
         _divide_layers(network, group.mesh["tensor"])
     mesh = group.mesh["replicate", "shard"] if group.mesh.size(0) > 1 else group.mesh["shard"]
@@ -308,10 +316,6 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
     assert isinstance(network, FSDPModule)
     _add_gradients(network, group)
-    if group.size > 1 and any(isinstance(module, MixtureOfExperts) for module in network.modules()):
-        if not hasattr(network, "set_reduce_scatter_unused_params"):
-            raise ConfigError("a mixture of experts on many processes needs a newer PyTorch: 2.13 or later")
-        network.set_reduce_scatter_unused_params(True)  # an expert may get no token of one process
 
 
 def _add_gradients(network: Any, group: Processes) -> None:

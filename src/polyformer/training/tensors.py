@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from polyformer.training.group import Group
@@ -42,4 +42,4 @@ def _parts(tensor: Tensor) -> int:
     if not isinstance(tensor, DTensor):
         return 1
     sizes = tensor.device_mesh.shape
-    return math.prod(size for size, placement in zip(sizes, tensor.placements) if isinstance(placement, Shard))
+    return math.prod(size for size, placement in zip(sizes, tensor.placements) if not placement.is_replicate())
