@@ -153,6 +153,9 @@ def test_what_the_runs_leave_open_is_said() -> None:
     flat = [Point(point.parameters, point.tokens, 2.0 + 100 / point.tokens**0.3) for point in runs(0.0)]
     found = fit(flat, samples=20)
     assert any("alpha" in warning for warning in found.warnings)
+    no_floor = fit(runs(0.01, law=Law(1e-9, 40.0, 0.2, 60.0, 0.2)), samples=40)
+    assert any("do not fix E" in warning for warning in no_floor.warnings)
+    assert not any("do not fix E" in warning for warning in fit(runs(0.002), samples=40).warnings)
     rising = [Point(point.parameters, point.tokens, point.parameters**0.1) for point in runs(0.0)]
     with pytest.raises(ConfigError, match="no best size"):
         fit(rising, samples=5).optimum(1e18, six)

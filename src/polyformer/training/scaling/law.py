@@ -364,8 +364,8 @@ class _Problem:
             at_edge = (values <= SMALLEST_EXPONENT * 1.01) | (values >= LARGEST_EXPONENT * 0.99)
             if at_edge[-1] or at_edge.mean() > 0.05:
                 found.append(f"the runs do not fix {name}: take {what} further apart, or more of them")
-        levels = np.exp(drawn[:, 0])
-        if np.quantile(levels, 0.05) < 0.1 * np.exp(best[0]):
+        levels = np.exp(np.append(drawn[:, 0], best[0]))
+        if np.quantile(levels, 0.05) < 0.02 * np.exp(self.y.min()):  # a loss of nothing would do as well
             found.append("the runs do not fix E: what they say beyond the largest of them is a guess")
         return tuple(found)
 

@@ -55,17 +55,20 @@ def draw_budgets(
     ends = [optimum.parameters.value for optimum in optima]
     across = np.geomspace(min(*sizes, *ends) / 4, max(*sizes, *ends) * 4, 160)
     axes.axvspan(min(sizes), max(sizes), color="#868e96", alpha=0.1, linewidth=0, label="sizes that were run")
+    highest = 0.0
     for number, optimum in enumerate(optima):
         colour = COLOURS[number % len(COLOURS)]
         tokens = optimum.budget / flops_per_token(across)
         curve = fit.law.loss(across, tokens)
         seen = curve < optimum.loss.value * 1.35  # far from the best size a curve would only stretch the axis
+        highest = max(highest, float(curve[seen].max()))
         axes.plot(across[seen], curve[seen], color=colour, label=f"{optimum.budget:.3g} FLOP")
         _band(axes, across[seen], _along(fit.samples).loss(across, tokens)[:, seen], level, colour)
         best = optimum.parameters
         reach = [max(best.low, across[0]), min(best.high, across[-1])]
         axes.plot(reach, [optimum.loss.value] * 2, color=colour, linewidth=4, alpha=0.5, solid_capstyle="round")
         axes.plot(best.value, optimum.loss.value, marker="*", markersize=13, color=colour, markeredgecolor="white")
+    axes.set_ylim(top=highest * 1.08)  # bands may go far above the lines
     _finish(figure, axes, f"stars: the best size, with the bar that holds it in {level:.0%} of the bootstrap", path)
 
 
