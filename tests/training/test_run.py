@@ -20,7 +20,7 @@ import polyformer
 from polyformer.errors import ConfigError, DataError, PolyformerError, TrainingError
 from polyformer.training.recipe import Recipe, parse_recipe, read_recipe
 from polyformer.training.run import check_recipe, train
-from polyformer.training.run_folder import read_journal
+from polyformer.training.run_folder import Journal, read_journal
 from polyformer.training.trainer import Observer, StepReport, Trainer
 
 _TEXT = "the quick brown fox jumps over a lazy dog while seven old wizards brew bitter tea near some quiet river"
@@ -292,3 +292,25 @@ def test_checking_says_what_a_recipe_comes_to(texts: Path, tmp_path: Path) -> No
     assert facts["vocabulary"] == 300 and facts["steps"] == 12
     assert facts["data"]["training_documents"] + facts["data"]["validation_documents"] == 40
     assert not (tmp_path / "run").exists()
+
+
+def test_a_journal_keeps_whatever_a_model_writes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path)
+    texts = ["a\u2028b\x85c\rd", "lone \ud800 surrogate", "línea"]
+    for text in texts:
+        journal.write("sample", step=1, text=text)
+    journal.write("train", step=2, loss=float("nan"))
+    journal.close()
+    events = list(read_journal(path))
+    assert [event["text"] for event in events[:3]] == texts
+    assert events[3]["loss"] is None
+    with path.open("a") as file:
+        file.write('{"event": "tra')  # cut off when the machine died
+    assert len(list(read_journal(path))) == 4
+    journal = Journal(path, after_step=1)
+    journal.close()
+    assert len(list(read_journal(path))) == 3
+    path.write_text('{"event": "train"}\nrubbish\n{"event": "end"}\n')
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl:2 is not valid JSON"):
+        list(read_journal(path))

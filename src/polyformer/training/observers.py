@@ -34,25 +34,24 @@ class JournalObserver(Observer):
         if report.step % self.log_every and report.step not in (1, report.steps):
             return
         losses, self._loss_since_line = self._loss_since_line, []
-        self.journal.write(
-            "train",
-            step=report.step,
-            loss=report.loss,
-            mean_loss=sum(losses) / len(losses),
-            learning_rate=report.learning_rate,
-            gradient_norm=report.gradient_norm,
-            tokens=report.tokens,
-            seconds=round(report.seconds, 3),
-            flops=report.flops,
-            tokens_per_second=round(report.tokens_per_second, 1),
-            utilization=report.utilization,
-            starved=round(report.starved, 4),
-            **report.metrics,
-        )
+        values = {
+            "step": report.step,
+            "loss": report.loss,
+            "mean_loss": sum(losses) / len(losses),
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "tokens": report.tokens,
+            "seconds": round(report.seconds, 3),
+            "flops": report.flops,
+            "tokens_per_second": round(report.tokens_per_second, 1),
+            "utilization": report.utilization,
+            "starved": round(report.starved, 4),
+        }
+        self.journal.write("train", **_beside(values, report.metrics))
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        values = {"loss": evaluation.loss, "best": evaluation.best, **evaluation.metrics}
-        self.journal.write("evaluation", step=evaluation.step, **values)
+        values = {"step": evaluation.step, "loss": evaluation.loss, "best": evaluation.best}
+        self.journal.write("evaluation", **_beside(values, evaluation.metrics))
 
     def on_state(self, step: int) -> None:
         self.journal.write("state", step=step)
@@ -62,3 +61,8 @@ class JournalObserver(Observer):
 
     def on_sample(self, step: int, prompt: str, text: str) -> None:
         self.journal.write("sample", step=step, prompt=prompt, text=text)
+
+
+def _beside(values: dict[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """With an objective's metrics; one that has the name of a value is told apart from it."""
+    return {**values, **{f"metric_{name}" if name in values else name: value for name, value in metrics.items()}}

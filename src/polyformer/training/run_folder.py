@@ -110,13 +110,13 @@ class Journal:
         if after_step is not None and path.is_file():
             kept = [event for event in read_journal(path) if event.get("step", 0) <= after_step]
             with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+                file.writelines(json.dumps(event) + "\n" for event in kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **values: Any) -> None:
         """An event is a line with its name and its values, those that are no finite numbers as null."""
         cleaned = {name: None if _is_no_number(value) else value for name, value in values.items()}
-        self._file.write(json.dumps({"event": event, **cleaned}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({"event": event, **cleaned}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -133,7 +133,10 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         TrainingError: a line before the last is damaged.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Texts that a model wrote may hold other characters that end a line: only "\n" ends one here.
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    if lines == [""]:
+        return
     for number, line in enumerate(lines, start=1):
         try:
             yield json.loads(line)
