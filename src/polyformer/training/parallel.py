@@ -303,6 +303,8 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
         if parameter.dim() == 0:
             raise ConfigError(f"{name} is a single number, which processes cannot divide: train with one process")
     _check_layers(network.config, group.tensor)  # type: ignore[arg-type]
+    for parameter in network.parameters():
+        distributed.broadcast(parameter.data, src=0)  # machines may differ in what they make of a seed
     if group.tensor > 1:
         _divide_layers(network, group.mesh["tensor"])
     mesh = group.mesh["replicate", "shard"] if group.mesh.size(0) > 1 else group.mesh["shard"]

@@ -203,7 +203,9 @@ def _make_parts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Parts:
     built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=_longest(recipe, chosen))
     objective = _objective(recipe, tokenizer, built.network)
     objective.check(built.network.config)  # type: ignore[arg-type]
-    built.network = objective.begun(built.network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)  # not the numbers that the network began with
+        built.network = objective.begun(built.network)
     processor = _image_processor(built.network) if "image" in kind.kept else None
     data = prepare(
         recipe.data,
