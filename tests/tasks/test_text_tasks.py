@@ -301,7 +301,8 @@ def test_choose_and_follows(load: Load) -> None:
         model.choose("x", ["one"])
 
     model, folder = load(transformers.BertForNextSentencePrediction)
-    sentences = SENTENCES[2], SENTENCES[5]
+    # The tokenizers library makes a slightly other vocabulary in each process: the pair must fit into 48 tokens in all.
+    sentences = [" ".join(SENTENCES[number].split()[:6]) for number in (2, 5)]
     reference = transformers.BertForNextSentencePrediction.from_pretrained(folder)
     with torch.no_grad():
         expected = float(reference(**tokenizer(*sentences, return_tensors="pt")).logits.softmax(-1)[0, 0])

@@ -110,7 +110,7 @@ def train(
         recipe: from `read_recipe`.
         output: the run's folder; None: the recipe's, or ``runs/NAME``.
         resume: go on with the run that is there. The recipe must be the same, but for how often things are logged,
-            evaluated and saved, and for the number of steps where the schedule does not depend on it.
+            evaluated and saved, for samples, and for the number of processes.
         overwrite: replace the run that is there.
         device: where; None takes a GPU if there is one.
         observers: told what happens.
