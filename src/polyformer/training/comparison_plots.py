@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyformer.checkpoints.disk import whole_file
 from polyformer.errors import ConfigError
+from polyformer.training.charts import readable
 
 if TYPE_CHECKING:
     from polyformer.training.comparison import Run
@@ -42,6 +43,7 @@ def draw_losses(runs: Sequence[Run], path: Path) -> Path:
                 panel.axhline(run.loss, color=style["color"], linestyle="--", label=run.name)
     for panel, label in zip(panels, ("parameters", "FLOP of training", "seconds of training")):
         panel.set_xscale("log")
+        _few_ticks(panel.xaxis)
         panel.set_xlabel(label)
         panel.set_ylabel("held-out loss, nats a token")
         panel.grid(True, alpha=0.3)
@@ -64,6 +66,8 @@ def draw_curves(probe: str, found: Mapping[str, Mapping[int, float]], names: Seq
         panel.plot(*zip(*points), label=name, **{**style, "marker": None if many else style["marker"]})
     panel.set_xscale("log", base=2)
     panel.set_yscale(scale)
+    if probe == "throughput":
+        _few_ticks(panel.yaxis)
     if probe == "recall":
         panel.set_ylim(-0.03, 1.03)
     panel.set_title(title)
@@ -94,6 +98,15 @@ def _figure(panels: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
+def _few_ticks(axis: Any) -> None:
+    """1, 2 and 5 of each power of ten on a logarithmic axis, as short numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: readable(value))
+
+
 def _style(number: int) -> dict[str, Any]:
     return {"color": COLORS[number % len(COLORS)], "marker": MARKS[number % len(MARKS)]}
 
@@ -105,7 +118,7 @@ def _legend(figure: Any, panels: Sequence[Any]) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels()):
             entries.setdefault(label, handle)
     if entries:
-        columns = min(len(entries), 4)
+        columns = min(len(entries), 4 if len(panels) == 1 else 8)
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
