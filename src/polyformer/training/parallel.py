@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -314,6 +315,8 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
             if compile:
                 layer.compile()
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    # Nobody writes into what a network gives; that it may be a view of something is no danger.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # The rest stays together after a forward pass: objectives go on with the head (`network.score`).
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
     assert isinstance(network, FSDPModule)

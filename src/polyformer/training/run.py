@@ -347,7 +347,12 @@ def make_trainer(
     steps = _steps(recipe, parts.data)
     schedule = _schedule(recipe, steps)
     network, alone = parts.built.network, group.processes == 1
-    check_parallel(recipe.parallel, network.config, precision=section.precision)  # type: ignore[arg-type]
+
+    def check() -> None:
+        check_parallel(recipe.parallel, network.config, precision=section.precision)  # type: ignore[arg-type]
+        _loader(recipe, parts, group)
+
+    group.share(check)  # what cannot be is said once
     if section.activation_checkpointing:
         _checkpoint_layers(network)
     loader = _loader(recipe, parts, group)
