@@ -25,7 +25,7 @@ from polyformer.core import DecoderOnly, RelativeBias
 from polyformer.core import config as core
 from polyformer.errors import ConfigError
 from polyformer.training.group import Alone
-from polyformer.training.parallel import check_parallel, grid_shape, start_group
+from polyformer.training.parallel import check_parallel, grid_shape, process_device, start_group
 from polyformer.training.recipe import ParallelSection
 from polyformer.training.run import train
 from polyformer.training.tensors import total_norm
@@ -248,6 +248,18 @@ def test_the_grid() -> None:
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert isinstance(start_group(ParallelSection(), torch.device("cpu")), Alone)
+
+
+def test_every_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert process_device(None) == process_device("cuda") == torch.device("cuda", 1)
+    assert process_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="process 2 of this machine has no GPU, for there are 2"):
+        process_device(None)
 
 
 @pytest.mark.parametrize(

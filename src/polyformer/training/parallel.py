@@ -185,12 +185,16 @@ def process_device(device: str | torch.device | None) -> torch.device:
     Raises:
         ConfigError: there is no such device, or a number was given, which would be the same for all.
     """
-    place = parse_device(device)
-    if place.type != "cuda" or "LOCAL_RANK" not in os.environ:
+    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not (many and torch.cuda.is_available()):
+        return parse_device(device)
+    if device is not None and str(device) != "cuda":
+        place = parse_device(device)
+        if place.type == "cuda":
+            raise ConfigError(f"device {place} is one GPU, but every process takes its own: say 'cuda'")
         return place
+    # Not by `parse_device`, which tries the first GPU: all would keep something there.
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if place.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"device {place} is one GPU, but every process takes its own: say 'cuda'")
     if number >= count:
         raise ConfigError(
             f"process {number} of this machine has no GPU, for there are {count}: start at most {count} here "

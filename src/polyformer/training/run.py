@@ -659,7 +659,8 @@ def _signals(trainer: Trainer) -> Iterator[list[int]]:
         received.append(number)
         trainer.stop()
         for observer in trainer.observers:
-            observer.on_message("stopping after this step; once more to stop at once")
+            at_once = "; once more to stop at once" if trainer.group.processes == 1 else ""
+            observer.on_message(f"stopping after this step{at_once}")
 
     before: Mapping[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
