@@ -40,7 +40,6 @@ TWO: dict[str, dict[str, Any]] = {
     "shard, recurrent": {"parallel": {"shard": 2}, "network": "recurrent"},
     "shard, frozen": {"parallel": {"shard": 2}, "network": "encoder", "freeze": ["encoder."]},
     "shard, layers computed twice": {"parallel": {"shard": 2}, "checkpoint": True, "micro": 2, "optimizer": "lion"},
-    "replicate": {"parallel": {"replicate": 2, "shard": 1}},
     "tensor": {"parallel": {"tensor": 2}, "micro": 3, "optimizer": "muon", "average": 0.9},
     "tensor, masked-lm": {"parallel": {"tensor": 2}, "network": "encoder", "dtype": "float32"},
 }
