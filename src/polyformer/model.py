@@ -338,7 +338,14 @@ class Model:
         if isinstance(network, CONTINUING):
             can_chat = self.tokenizer is not None and bool(self.tokenizer.chat_templates)
             can_embed = has_text and isinstance(network, DecoderOnly)
-            extra = (*(("chat", "conversation") if can_chat else ()), *(("embed",) if can_embed else ()))
+            can_infill = self.tokenizer is not None and {"prefix", "suffix", "middle"} <= set(
+                self.tokenizer.fill_in_the_middle_ids
+            )
+            extra = (
+                *(("chat", "conversation") if can_chat else ()),
+                *(("infill",) if can_infill else ()),
+                *(("embed",) if can_embed else ()),
+            )
             return ("generate", "stream", "score", *extra)
         if isinstance(network, DualEncoder):
             texts = ("embed",) if "input_ids" in reads and has_text else ()
@@ -639,6 +646,24 @@ class Model:
         from polyformer.tasks.next_sentence import follows
 
         return follows(self, first, second, **options)
+
+    # --- code ---------------------------------------------------------------------------------------------------------
+
+    def infill(self, gaps: tuple[str, str] | Sequence[tuple[str, str]], **options: Any) -> Any:
+        """What belongs between a text's beginning and its end; see `polyformer.tasks.infilling.infill`.
+
+        Args:
+            gaps: ``(prefix, suffix)``, or a list of such pairs.
+
+        Returns:
+            An `Infilling` for one gap, a list of them for a list.
+        """
+        self._require("infill")
+        from polyformer.tasks.infilling import infill
+
+        if len(gaps) == 2 and all(isinstance(part, str) for part in gaps):
+            return infill(self, [tuple(gaps)], **options)[0]  # type: ignore[list-item]
+        return infill(self, gaps, **options)  # type: ignore[arg-type]
 
     # --- from a source to a text ------------------------------------------------------------------------------------
 

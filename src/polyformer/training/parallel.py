@@ -214,6 +214,9 @@ def process_group(section: ParallelSection, device: torch.device) -> Iterator[Gr
 def start_group(section: ParallelSection, device: torch.device) -> Group:
     """Meet the other processes that ``torchrun`` has started: over NCCL between GPUs, over gloo otherwise.
 
+    Whoever trains several times in one process calls `torch.distributed.init_process_group` once before: it is then
+    left as it is, while meeting anew after parting does not work with every ``torchrun``.
+
     Args:
         section: of the recipe.
         device: of this process, from `process_device`.

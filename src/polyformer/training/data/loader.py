@@ -129,10 +129,13 @@ class Loader:
         Raises:
             DataError: a row cannot be made; the message names it.
         """
-        rows = self.rows(number)
+        examples = _examples(self.dataset, self.objective, self.rows(number), self.seed)
+        if self.micro_batch_size < len(examples):
+            # Rows of like length go through the network together, so that little of it is padding. Sums do not care.
+            examples.sort(key=_length)
         return [
-            _make_batch(self.dataset, self.objective, rows[start : start + self.micro_batch_size], self.seed)
-            for start in range(0, len(rows), self.micro_batch_size)
+            self.objective.collate(examples[start : start + self.micro_batch_size])
+            for start in range(0, len(examples), self.micro_batch_size)
         ]
 
     def iterate(self, start: int = 0) -> Iterator[list[dict[str, Tensor]]]:
@@ -203,24 +206,30 @@ class EvaluationLoader:
 
     def first_row(self) -> dict[str, Tensor]:
         """A batch of the first row alone."""
-        return _make_batch(self.dataset, self.objective, [(0, 0)], self.seed)
+        return self.objective.collate(_examples(self.dataset, self.objective, [(0, 0)], self.seed))
 
     def __iter__(self) -> Iterator[dict[str, Tensor] | None]:
         for start in range(0, self.size, self.batch_size):
             count = min(self.batch_size, self.size - start)
             first, last = (count * part // self.world_size for part in (self.rank, self.rank + 1))
             rows = [(0, start + place) for place in range(first, last)]
-            yield _make_batch(self.dataset, self.objective, rows, self.seed) if rows else None
+            examples = _examples(self.dataset, self.objective, rows, self.seed)
+            yield self.objective.collate(examples) if examples else None
 
 
-def _make_batch(dataset: Dataset, objective: Preparer, rows: Sequence[tuple[int, int]], seed: int) -> dict[str, Tensor]:
+def _examples(dataset: Dataset, objective: Preparer, rows: Sequence[tuple[int, int]], seed: int) -> list[Example]:
     examples = []
     for epoch, index in rows:
         try:
             examples.append(objective.prepare(dataset[index], generator_of(seed, epoch, index)))
         except PolyformerError as error:
             raise type(error)(f"row {index} of the data: {error}") from error
-    return objective.collate(examples)
+    return examples
+
+
+def _length(example: Example) -> int:
+    """How many tokens a row has, over all its texts."""
+    return sum(len(value) for name, value in example.items() if name.endswith("_ids") and name != "document_ids")
 
 
 def _check_sizes(batch_size: int, micro_batch_size: int | None, rank: int, world_size: int) -> None:
