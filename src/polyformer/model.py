@@ -83,7 +83,8 @@ def load(
             gives a model that takes and gives token ids.
         dtype: of the weights and the computation: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or the
             torch dtype. None keeps the file's own; a file with quantized weights, or one of CTranslate2, is
-            computed in bfloat16 where the device has instructions for it, else in float32.
+            computed in bfloat16 where the device has instructions for it, else in float32. Models that come with
+            this package are computed in float32.
         device: where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` … None takes a GPU if there is one.
         quantize: not offered yet: anything but None is refused.
         revision: branch, tag or commit of a hub id; refused for other sources.
@@ -102,7 +103,10 @@ def load(
             f"quantize={quantize!r} is not offered yet: leave it out, or load a .gguf file that is quantized already"
         )
     place, asked = parse_device(device), parse_dtype(dtype)
-    path = resolve(os.fspath(source), revision=revision).path
+    found = resolve(os.fspath(source), revision=revision)
+    path = found.path
+    if asked is None:
+        asked = parse_dtype(found.dtype)
     with open_checkpoint(path) as checkpoint:
         tokenizer = _tokenizer_of(checkpoint)
         defaults = GenerationDefaults()

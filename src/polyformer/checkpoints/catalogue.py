@@ -31,11 +31,13 @@ class ResolvedSource:
         path: a folder in the Hugging Face layout, or one ``.gguf`` (or ``.safetensors``) file.
         origin: ``"local"``, ``"catalogue"`` or ``"hub"``.
         name: a short name to show: the catalogue name, the hub id, or the last part of the path.
+        dtype: of the weights in memory where a person does not say; None keeps the file's own.
     """
 
     path: Path
     origin: str
     name: str
+    dtype: str | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -74,7 +76,7 @@ def resolve(
     if text in ENTRIES:
         _refuse_revision(revision, text, "a name of the catalogue, which is pinned")
         fetched = pull(text, cache=cache, progress=progress, accept_license=accept_license)
-        return ResolvedSource(fetched, "catalogue", text)
+        return ResolvedSource(fetched, "catalogue", text, ENTRIES[text].dtype)
     hub_id = None if _looks_like_path(text) else parse_hub_id(text)
     if hub_id is None:
         raise CheckpointError(_not_found(text, path))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGED = Path(__file__).resolve().parent.parent / "weights"
+"""Where the models lie that this project trained itself and that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class CatalogueEntry:
         files: everything that belongs to the model.
         sources: where to fetch it, in the order they are tried.
         must_accept: the licence asks to be read and accepted before the download.
+        packaged: it comes with this package, so that nothing is fetched.
+        dtype: of the weights in memory where a person does not say; None keeps the file's own.
     """
 
     name: str
@@ -81,6 +88,8 @@ class CatalogueEntry:
     files: tuple[FileEntry, ...]
     sources: tuple[HubSource | WheelSource, ...]
     must_accept: bool = False
+    packaged: bool = False
+    dtype: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -245,4 +254,24 @@ _ENTRIES = (
     ),
 )
 
-ENTRIES: Mapping[str, CatalogueEntry] = {entry.name: entry for entry in _ENTRIES}
+
+def _packaged() -> tuple[CatalogueEntry, ...]:
+    """The models that come with the package, as the file beside them lists them."""
+    listed = json.loads((PACKAGED / "models.json").read_text(encoding="utf-8"))
+    return tuple(
+        CatalogueEntry(
+            name=one["name"],
+            description=one["description"],
+            parameters=one["parameters"],
+            licence=one["licence"],
+            licence_url=one["licence_url"],
+            files=tuple(FileEntry(**file) for file in one["files"]),
+            sources=(),
+            packaged=True,
+            dtype="float32",  # saved in 16 bits for their size; that is slow on many processors
+        )
+        for one in listed
+    )
+
+
+ENTRIES: Mapping[str, CatalogueEntry] = {entry.name: entry for entry in (*_ENTRIES, *_packaged())}

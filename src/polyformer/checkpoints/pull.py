@@ -17,7 +17,7 @@ from polyformer.checkpoints.disk import (
     told_when_disk_is_full,
     write_whole,
 )
-from polyformer.checkpoints.entries import ENTRIES, CatalogueEntry, FileEntry, HubSource, WheelSource
+from polyformer.checkpoints.entries import ENTRIES, PACKAGED, CatalogueEntry, FileEntry, HubSource, WheelSource
 from polyformer.checkpoints.transfer import CorruptDownloadError, Expected, ProgressCallback, verify
 from polyformer.errors import DownloadError
 
@@ -90,6 +90,11 @@ def pull(
     cached = find_cached(entry, cache)
     if cached is not None:
         return cached
+    if entry.packaged:
+        raise DownloadError(
+            f"{name} comes with this package, but its files in {PACKAGED / name} are missing or of another size: "
+            "install polyformer again"
+        )
     if entry.must_accept and not accept_license:
         raise DownloadError(
             f"{name} is under the {entry.licence} ({entry.licence_url}): read them, and if you accept, run "
@@ -107,14 +112,16 @@ def pull(
 
 
 def find_cached(entry: CatalogueEntry, cache: str | Path | None = None) -> Path | None:
-    """Where the model lies in the cache, complete; None if it does not."""
-    folder = cache_folder(cache) / "models" / entry.name
-    if not (folder / _MANIFEST).is_file():
+    """Where the model lies in the cache or in this package, complete; None if it does not."""
+    folder = PACKAGED / entry.name if entry.packaged else cache_folder(cache) / "models" / entry.name
+    if not entry.packaged and not (folder / _MANIFEST).is_file():
         return None
     for file in entry.files:
         path = folder / file.name
         if not path.is_file() or path.stat().st_size != file.nbytes:
             return None
+    if entry.packaged:
+        return folder
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except ValueError:
@@ -223,7 +230,8 @@ def list_models(cache: str | Path | None = None) -> list[CachedModel]:
     for entry in ENTRIES.values():
         path = find_cached(entry, cache)
         if path is not None:
-            models.append(CachedModel(entry.name, path, _room_taken(root / "models" / entry.name)))
+            folder = path if path.is_dir() else path.parent
+            models.append(CachedModel(entry.name, path, _room_taken(folder)))
     for marker in sorted((root / "hub").glob("*/*/.complete*.json")):
         folder = marker.parent
         name = f"{folder.parent.name.replace('--', '/', 1)}@{folder.name}"

@@ -21,7 +21,7 @@ def load(source: str, *, dtype: str | None = None, device: str | None = None, re
     with _spinner(f"loading {found.name}"):
         import polyformer
 
-        return polyformer.load(found.path, dtype=dtype, device=device)
+        return polyformer.load(found.path, dtype=dtype or found.dtype, device=device)
 
 
 def _spinner(text: str) -> AbstractContextManager[Any]:
