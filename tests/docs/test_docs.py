@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/results").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 NO_TEST = re.compile(r"<!-- no-test: \S.*? -->\s*\Z")
 LINK = re.compile(r"!?\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
@@ -171,9 +171,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert page.name == "README.md" or f"({page.name}" in index, f"{page.name} is not in the index of docs/"
+        index = (page.parent / "README.md").read_text(encoding="utf-8")
+        assert page.name == "README.md" or f"({page.name}" in index, f"{page.name} is not in the index of {page.parent}"
 
 
 def options_of_commands() -> dict[str, set[str]]:

@@ -52,6 +52,15 @@ def attention_backend(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
+def _forced_backend() -> str | None:
+    """What `attention_backend` says; in code that `torch.compile` has made, what it said when that was made."""
+    return _forced.get()
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the whole compiler here.
+_forced_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How scores become weights.
@@ -106,7 +115,7 @@ def attend(
 def _choose(queries: Tensor, keys: Tensor, scoring: Scoring, need_weights: bool) -> str:
     fused_is_exact = not need_weights and scoring.soft_cap is None and scoring.sinks is None
     flex_is_exact = not need_weights and scoring.sinks is None and not scoring.dropout
-    forced = _forced.get()
+    forced = _forced_backend()
     if forced == "fused":
         require(
             fused_is_exact,

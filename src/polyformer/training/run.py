@@ -539,6 +539,7 @@ def _settings(recipe: Recipe, steps: int) -> TrainerSettings:
         patience=stopping.patience if stopping is not None else None,
         least_improvement=stopping.least if stopping is not None else 0.0,
         spikes=SpikeSettings(**section.spikes.model_dump()),
+        compiled=section.compile,
     )
 
 

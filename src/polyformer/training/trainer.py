@@ -62,6 +62,7 @@ class TrainerSettings:
     least_improvement: float = 0.0
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
     measure_peak: bool = True
+    compiled: bool = False
 
 
 @dataclass
@@ -324,8 +325,14 @@ class Trainer:
             self._seed(number, index)
             if self._flops_per_token is None:
                 self._measure(partial(self._forward_backward, batch, totals), tokens_of(batch) or 1)
-            else:
-                self._forward_backward(batch, totals)
+                if not self.settings.compiled:
+                    continue
+                # Arithmetic is counted as the network is written. What is learned comes from the compiled one, always.
+                totals.clear()
+                for optimizer in self.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                self._seed(number, index)
+            self._forward_backward(batch, totals)
         counts = torch.tensor([float(tokens), float(examples)], dtype=torch.float64, device=self.device)
         names = sorted(totals)
         summed = self.group.sum(torch.cat([counts, *(totals[name] for name in names)]))
@@ -376,7 +383,8 @@ class Trainer:
 
     def _measure(self, work: Callable[[], None], tokens: int) -> None:
         """Count the arithmetic of the first micro-batch, and find out what the machine could do."""
-        self._flops_per_token = count_flops(work) * self.group.tensor / tokens
+        with torch.compiler.set_stance("force_eager") if self.settings.compiled else nullcontext():
+            self._flops_per_token = count_flops(work) * self.group.tensor / tokens
         if self.settings.measure_peak:
             self._peak = measured_peak(self.device, PRECISIONS[self.settings.precision])
 
