@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -274,6 +275,31 @@ def test_what_cannot_be_is_said_before_anything_starts(
         train(recipe_of(texts, **changes), output=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("packing", ["documents", "best"])
+def test_what_reads_one_document_a_row_is_not_packed(texts: Path, tmp_path: Path, packing: str) -> None:
+    recipe = recipe_of(texts, objective={"name": "denoising"}, data__packing=packing)
+    with pytest.raises(ConfigError, match=rf"data.packing '{packing}' .* denoising reads one document"):
+        train(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_network_is_compiled(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=backend))
+    plain = {"model__config": {**values_of(texts)["model"]["config"], "attention_dropout": 0.0}, "training__steps": 4}
+    train(recipe_of(texts, **plain), output=tmp_path / "plain")
+    assert not graphs
+    train(recipe_of(texts, **plain, training__compile=True), output=tmp_path / "compiled")
+    assert graphs
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
 def test_bad_data_is_named(tmp_path: Path) -> None:

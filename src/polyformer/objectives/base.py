@@ -51,10 +51,12 @@ class Objective:
             or "images" (``pixel_values``, ``input_ids``).
         depends_on_batch: whether the loss of a row depends on the other rows of its batch. Then small batches do not
             add up to a large one.
+        one_document: whether a row must hold one document, so that texts cannot be packed.
     """
 
     reads: ClassVar[str]
     depends_on_batch: ClassVar[bool] = False
+    one_document: ClassVar[bool] = False
 
     def prepare(self, example: Example, random: np.random.Generator) -> Example:
         """One example with its noise.

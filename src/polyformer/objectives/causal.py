@@ -170,6 +170,7 @@ class PrefixLM(Objective):
     """
 
     reads: ClassVar[str] = "tokens"
+    one_document: ClassVar[bool] = True
 
     z_loss: float = 0.0
     rows_at_once: int | None = None

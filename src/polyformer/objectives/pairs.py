@@ -156,6 +156,7 @@ class SpanCorruption(SequenceToSequence):
     """
 
     reads: ClassVar[str] = "tokens"
+    one_document: ClassVar[bool] = True
 
     sentinel_token_ids: tuple[int, ...]
     eos_token_id: int
@@ -247,6 +248,7 @@ class Denoising(SequenceToSequence):
     """
 
     reads: ClassVar[str] = "tokens"
+    one_document: ClassVar[bool] = True
 
     mask_token_id: int
     eos_token_id: int

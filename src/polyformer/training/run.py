@@ -188,9 +188,18 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None, group: Group
             return load_tokenizer(tokenizer_folder)
         return _tokenizer(recipe)
 
-    _objective_class(recipe)
+    _check_packing(recipe)
     tokenizer = group.share(find_tokenizer)
     return group.in_turns(lambda: _make_parts(recipe, tokenizer))
+
+
+def _check_packing(recipe: Recipe) -> None:
+    packing = recipe.data.packing
+    if _objective_class(recipe).one_document and packing in ("documents", "best"):
+        raise ConfigError(
+            f"data.packing {packing!r} puts several documents into a row, but {recipe.objective.name} reads one "
+            "document a row: write packing: none (or across, where the ends of documents do not matter)"
+        )
 
 
 def _make_parts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Parts:
