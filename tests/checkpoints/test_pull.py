@@ -243,6 +243,7 @@ def test_the_catalogue_is_sound() -> None:
             assert len(file.sha256) == 64
             place = Path(file.name)
             assert not place.is_absolute() and ".." not in place.parts
+        assert bool(entry.sources) != entry.packaged
         for source in entry.sources:
             held = source.paths if isinstance(source, HubSource) else source.members
             assert set(held) == {file.name for file in entry.files}

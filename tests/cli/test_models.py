@@ -24,7 +24,7 @@ def test_the_table_shows_every_model(run: Callable) -> None:
     assert result.code == 0
     for entry in ENTRIES.values():
         line = next(line for line in result.out.splitlines() if line.split()[:1] == [entry.name])
-        assert entry.licence in line and " no " in line
+        assert entry.licence in line and (" yes " if entry.packaged else " no ") in line
 
 
 def test_json_says_whether_it_is_cached(
@@ -34,7 +34,7 @@ def test_json_says_whether_it_is_cached(
 
     rows = {row["name"]: row for row in json.loads(run("models", "--json").out)}
     assert rows.keys() == ENTRIES.keys()
-    assert all(row["path"] is None for row in rows.values())
+    assert all((row["path"] is not None) == ENTRIES[name].packaged for name, row in rows.items())
     cached = pull.CachedModel("smollm2-135m-instruct", tmp_path / "x.gguf", 5)
     from_hub = pull.CachedModel("owner/name@abc", tmp_path / "y", 7)
     monkeypatch.setattr("polyformer.checkpoints.catalogue.list_models", lambda: [cached, from_hub])

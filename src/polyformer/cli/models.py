@@ -76,6 +76,10 @@ def list_sizes(as_json: bool) -> None:
     Console().print(table)
 
 
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.0f}M" if count >= 10_000_000 else f"{count / 1e6:.1f}M"
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -90,7 +94,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for title in ("cached", "licence", *(["what it is"] if wide else [])):
         table.add_column(title)
     for row in rows:
-        parameters = f"{row['parameters'] / 1e6:.0f}M" if "parameters" in row else ""
+        parameters = _millions(row["parameters"]) if "parameters" in row else ""
         licence = row.get("licence", "") + (" (to be accepted)" if row.get("must_accept") else "")
         cached = "yes" if row["path"] else "no"
         table.add_row(
