@@ -37,7 +37,7 @@ def test_figures(run: Callable[..., Any], folder: Path, modules: Path) -> None:
     done = run("eval", folder, modules)
     assert done.code == 0 and done.err == ""
     lines = done.out.splitlines()
-    assert lines[0] == "language, 1 documents" and lines[1].split()[0] == "bits_per_character"
+    assert lines[0] == "language, 1 document" and lines[1].split()[0] == "bits_per_character"
     assert lines[-1] == "  (windows of 64 tokens, 32 apart)"
     found = json.loads(run("eval", folder, modules, "--length", 32, "--json").out)
     assert found["notes"] == ["windows of 32 tokens, 16 apart"] and found["values"]["characters"] == len(TEXT)

@@ -58,7 +58,7 @@ def test_labels_by_name_and_by_number() -> None:
     found = evaluate(Judge(), documents)
     assert found.measure == "labels" and found.documents == 4
     assert found.values["accuracy"] == 0.75 and found.values["recall_long"] == pytest.approx(2 / 3)
-    assert found.examples[2] == {"label": "long", "predicted": "short", "score": 0.9}
+    assert found.examples[2] == {"text": "sea", "label": "long", "predicted": "short", "score": 0.9}
 
 
 @pytest.mark.parametrize("label", ["lengthy", 2, -1, 0.5, True])
@@ -174,6 +174,8 @@ def test_sources(tmp_path: Path) -> None:
     file.write_text('{"body": "tree", "label": 0, "split": "test"}\n{"body": "sea", "label": 1, "split": "train"}\n')
     assert evaluate(Judge(), file, fields={"text": "body"}).values["accuracy"] == 0.5
     assert evaluate(Judge(), file, split="test", fields={"text": "body"}).values["accuracy"] == 1.0
+    assert evaluate(Judge(), file, fields={"text": "body"}).notes[0].startswith("on every part of the data")
+    assert not evaluate(Judge(), file, split="test", fields={"text": "body"}).notes
     assert evaluate(Judge(), file, limit=1, fields={"text": "body"}).documents == 1
     with pytest.raises(DataError, match="has no field 'bdy'; it has body, label"):
         evaluate(Judge(), file, fields={"text": "bdy"})

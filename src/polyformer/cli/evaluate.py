@@ -109,7 +109,7 @@ def evaluate(
     if as_json:
         inputs.print_json(**found.to_json())
         return
-    print(f"{found.measure}, {found.documents:,} documents")
+    print(f"{found.measure}, {found.documents:,} document{'s' if found.documents != 1 else ''}")
     width = max(map(len, found.values))
     for name, value in found.values.items():
         print(

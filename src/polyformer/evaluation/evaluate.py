@@ -73,7 +73,10 @@ def evaluate(
         if missing is not None:
             raise DataError(f"document {missing} has no field {given!r}; it has {', '.join(documents[missing - 1])}")
         documents = [{**document, wanted: document[given]} for document in documents]
-    return function(model, documents, progress=progress, **options)
+    found = function(model, documents, progress=progress, **options)
+    if split is None and any(document.get("split") == "train" for document in documents):
+        found.notes.append("on every part of the data, that for training too: name a split, most often test")
+    return found
 
 
 def default_measure(model: Any) -> str:

@@ -9,6 +9,9 @@ from polyformer.errors import CapabilityError, DataError
 from polyformer.evaluation.base import Document, Evaluation, Progress, field_of, texts_of
 from polyformer.tasks.base import require_capability
 
+_SHOWN = 200
+"""Characters of a text in an example."""
+
 
 def evaluate_labels(
     model: Any, documents: Sequence[Document], *, truncate: bool = True, progress: Progress | None = None
@@ -31,15 +34,17 @@ def evaluate_labels(
         raise CapabilityError("this model has no labels of its own to be measured by")
     names = list(model.labels)
     true = [_name(label, names, number) for number, label in enumerate(field_of(documents, "label"), 1)]
+    texts = [] if "embed_images" in model.capabilities else texts_of(documents, "text")
     if "embed_images" in model.capabilities:
         found = model.classify(field_of(documents, "image"), top_k=1, progress=progress)
     else:
-        texts = texts_of(documents, "text")
         found = model.classify(texts, top_k=1, truncate=truncate, progress=progress)
     predicted = [one[0].label for one in found]
     examples = [
         {"label": label, "predicted": one[0].label, "score": one[0].score} for label, one in zip(true[:8], found)
     ]
+    if "embed_images" not in model.capabilities:
+        examples = [{"text": text[:_SHOWN], **one} for text, one in zip(texts, examples)]
     return Evaluation("labels", len(documents), judged(true, predicted, names), examples)
 
 
