@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import transformers
 from proof_encoder_decoder import saved_pair
 
 import polyformer
-from polyformer.errors import GenerationError
+from polyformer.errors import GenerationError, TruncationWarning
+from polyformer.generation.outputs import Generation
 from polyformer.generation.processors import repeated_endings
 from polyformer.model import Model
+from polyformer.tasks.sequence_to_sequence import warn_of_unfinished
 from polyformer.tasks.summarization import cut
 
 SIZES = {
@@ -150,3 +153,22 @@ def test_long_texts_are_cut_between_sentences(room: int) -> None:
         assert pieces[0] == "One two three." and pieces[1] == "Four five six seven?"
     if room == 50:
         assert pieces == [text]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "asked", "said"),
+    [
+        ([(3, "eos"), (9, "length")], None, "1 of 2 texts were not at their end"),
+        ([(9, "length"), (4, "length")], 9, "1 of 2 texts"),  # the second ends where the model's positions do
+        ([(9, "length"), (3, "stop")], 9, None),
+    ],
+)
+def test_texts_without_room_for_their_end_are_said(
+    lengths: list[tuple[int, Any]], asked: int | None, said: str | None
+) -> None:
+    made = [[Generation([1] * count, "text", reason)] for count, reason in lengths]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_unfinished(made, asked)
+    assert [one.category for one in caught] == ([TruncationWarning] if said else [])
+    assert said is None or said in str(caught[0].message)

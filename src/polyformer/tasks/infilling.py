@@ -93,7 +93,7 @@ def infill(
             kept = min(len(after), max(room // 2, room - len(before)))
             after, before = after[:kept], before[len(before) - min(len(before), room - kept) :]
         prompts.append([marks["prefix"], *before, marks["suffix"], *after, marks["middle"]])
-    warn_of_cuts(cuts, len(prompts))
+    warn_of_cuts(cuts, len(prompts), "what is far from the gap")
     found: list[Any] = [None] * len(prompts)
     done = 0
     for numbers in length_batches([len(prompt) + settings.max_new_tokens for prompt in prompts], _TOKENS_AT_ONCE):

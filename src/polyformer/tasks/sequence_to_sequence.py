@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyformer.errors import GenerationError
+from polyformer.errors import GenerationError, TruncationWarning
 from polyformer.generation.generate import generate, stream, stream_events
 from polyformer.generation.outputs import Generation
 from polyformer.generation.settings import GenerationSettings
@@ -157,6 +158,24 @@ def generate_from(
         if progress is not None:
             progress(done, len(sources))
     return results
+
+
+def warn_of_unfinished(made: Sequence[Sequence[Generation]], asked: int | None) -> None:
+    """Says how many texts end because there was no more room for them.
+
+    Args:
+        made: of each source its generations.
+        asked: how many tokens a person allowed; a text that ends there is as it was asked for. None where nobody did.
+    """
+    best = [generations[0] for generations in made]
+    cut = sum(one.finish_reason == "length" and (asked is None or len(one.token_ids) < asked) for one in best)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(best)} texts were not at their end when the room for them was: max_new_tokens "
+            "(--max-new-tokens) gives more, as far as the model's positions go",
+            TruncationWarning,
+            stacklevel=3,
+        )
 
 
 def stream_from(

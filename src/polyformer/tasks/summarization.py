@@ -10,7 +10,13 @@ from typing import Any
 from polyformer.errors import GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import Progress, as_list, require_capability, require_tokenizer
-from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options, require_words
+from polyformer.tasks.sequence_to_sequence import (
+    fitting,
+    generate_from,
+    own_options,
+    require_words,
+    warn_of_unfinished,
+)
 
 # Where a text may be cut: after the end of a sentence, or a line.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+")
@@ -73,6 +79,7 @@ def summarize(
     pieces = [cut(tokenizer, text, room) for text in given]
     sources = [fitting(model, tokenizer.encode(prefix + piece)) for parts in pieces for piece in parts]
     made = generate_from(model, sources, settings, progress=progress)
+    warn_of_unfinished(made, options.get("max_new_tokens"))
     written = iter((one[0].text or "").strip() for one in made)
     results = [Summary(" ".join(next(written) for _ in parts).strip(), len(parts)) for parts in pieces]
     return results[0] if alone else results

@@ -9,7 +9,13 @@ from typing import Any
 from polyformer.errors import GenerationError
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import Progress, as_list, require_capability, require_tokenizer
-from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options, require_words
+from polyformer.tasks.sequence_to_sequence import (
+    fitting,
+    generate_from,
+    own_options,
+    require_words,
+    warn_of_unfinished,
+)
 from polyformer.tokenizers.encodings import warn_of_cuts
 from polyformer.tokenizers.marian import MarianTokenizer
 
@@ -79,6 +85,7 @@ def translate(
         cut += len(sources[-1]) < len(ids)
     warn_of_cuts(cut, len(given))
     made = generate_from(model, sources, settings, progress=progress)
+    warn_of_unfinished(made, options.get("max_new_tokens"))
     results = [Translation((one[0].text or "").strip(), one[0].score) for one in made]
     return results[0] if alone else results
 

@@ -67,11 +67,11 @@ def encode_texts(
     return encodings
 
 
-def warn_of_cuts(cut: int, total: int) -> None:
-    """Says how many of all texts were cut, if any."""
+def warn_of_cuts(cut: int, total: int, lost: str = "their end") -> None:
+    """Says how many of all texts were cut, if any, and what they lost."""
     if cut:
         warnings.warn(
-            f"{cut} of {total} texts were longer than the model reads and lost their end",
+            f"{cut} of {total} texts were longer than the model reads and lost {lost}",
             TruncationWarning,
             stacklevel=2,
         )
