@@ -224,14 +224,13 @@ def _fetch_verified(
 
 
 def list_models(cache: str | Path | None = None) -> list[CachedModel]:
-    """Every model in the cache that is complete, with the room it takes."""
+    """Every model in the cache that is complete, with the room it takes; not those that come with the package."""
     root = cache_folder(cache)
     models = []
     for entry in ENTRIES.values():
-        path = find_cached(entry, cache)
+        path = None if entry.packaged else find_cached(entry, cache)
         if path is not None:
-            folder = path if path.is_dir() else path.parent
-            models.append(CachedModel(entry.name, path, _room_taken(folder)))
+            models.append(CachedModel(entry.name, path, _room_taken(root / "models" / entry.name)))
     for marker in sorted((root / "hub").glob("*/*/.complete*.json")):
         folder = marker.parent
         name = f"{folder.parent.name.replace('--', '/', 1)}@{folder.name}"

@@ -31,8 +31,11 @@ def models(
         list_sizes(as_json)
         return
     from polyformer.checkpoints.catalogue import ENTRIES, list_models
+    from polyformer.checkpoints.pull import find_cached
 
     cached = {model.name: model for model in list_models()}
+    paths: dict[str, Any] = {model.name: model.path for model in cached.values()}
+    paths.update({name: find_cached(entry) for name, entry in ENTRIES.items() if entry.packaged})
     rows = [
         {
             "name": entry.name,
@@ -42,7 +45,7 @@ def models(
             "licence_url": entry.licence_url,
             "must_accept": entry.must_accept,
             "description": entry.description,
-            "path": str(cached[entry.name].path) if entry.name in cached else None,
+            "path": str(paths[entry.name]) if paths.get(entry.name) else None,
         }
         for entry in ENTRIES.values()
     ]
