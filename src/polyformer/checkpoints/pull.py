@@ -113,15 +113,12 @@ def pull(
 
 def find_cached(entry: CatalogueEntry, cache: str | Path | None = None) -> Path | None:
     """Where the model lies in the cache or in this package, complete; None if it does not."""
-    folder = PACKAGED / entry.name if entry.packaged else cache_folder(cache) / "models" / entry.name
-    if not entry.packaged and not (folder / _MANIFEST).is_file():
-        return None
-    for file in entry.files:
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.nbytes:
-            return None
     if entry.packaged:
-        return folder
+        folder = PACKAGED / entry.name
+        return folder if _is_whole(folder, entry) else None
+    folder = cache_folder(cache) / "models" / entry.name
+    if not (folder / _MANIFEST).is_file() or not _is_whole(folder, entry):
+        return None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except ValueError:
@@ -130,6 +127,11 @@ def find_cached(entry: CatalogueEntry, cache: str | Path | None = None) -> Path 
         return None  # the entry was changed to another version of the model
     single = len(entry.files) == 1 and entry.files[0].name.endswith(".gguf")
     return folder / entry.files[0].name if single else folder
+
+
+def _is_whole(folder: Path, entry: CatalogueEntry) -> bool:
+    paths = [(folder / file.name, file.nbytes) for file in entry.files]
+    return all(path.is_file() and path.stat().st_size == nbytes for path, nbytes in paths)
 
 
 def _pull_from_any(entry: CatalogueEntry, models: Path, progress: ProgressCallback | None) -> None:

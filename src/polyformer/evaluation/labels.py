@@ -34,8 +34,9 @@ def evaluate_labels(
         raise CapabilityError("this model has no labels of its own to be measured by")
     names = list(model.labels)
     true = [_name(label, names, number) for number, label in enumerate(field_of(documents, "label"), 1)]
-    texts = [] if "embed_images" in model.capabilities else texts_of(documents, "text")
-    if "embed_images" in model.capabilities:
+    pictures = "embed_images" in model.capabilities
+    texts = [] if pictures else texts_of(documents, "text")
+    if pictures:
         found = model.classify(field_of(documents, "image"), top_k=1, progress=progress)
     else:
         found = model.classify(texts, top_k=1, truncate=truncate, progress=progress)
@@ -43,7 +44,7 @@ def evaluate_labels(
     examples = [
         {"label": label, "predicted": one[0].label, "score": one[0].score} for label, one in zip(true[:8], found)
     ]
-    if "embed_images" not in model.capabilities:
+    if not pictures:
         examples = [{"text": text[:_SHOWN], **one} for text, one in zip(texts, examples)]
     return Evaluation("labels", len(documents), judged(true, predicted, names), examples)
 

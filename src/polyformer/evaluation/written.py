@@ -11,6 +11,7 @@ from polyformer.evaluation.base import Document, Evaluation, Progress, texts_of
 from polyformer.generation.settings import GenerationSettings
 from polyformer.tasks.base import require_tokenizer
 from polyformer.tasks.sequence_to_sequence import fitting, generate_from, own_options
+from polyformer.training.data.files import require
 
 _SHOWN = 8
 _ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -42,7 +43,7 @@ def evaluate_translation(
         ConfigError: sacrebleu is not installed.
         DataError: a document lacks a field.
     """
-    sacrebleu = _optional("sacrebleu")
+    sacrebleu = _package("sacrebleu")
     targets = texts_of(documents, "target")
     written = write(model, texts_of(documents, "source"), source_length, prefix, options, progress)
     bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()
@@ -76,7 +77,7 @@ def evaluate_summary(
         CapabilityError, DataError: as there.
         ConfigError: rouge-score is not installed.
     """
-    _optional("rouge_score.rouge_scorer")  # before an hour of writing
+    _package("rouge_score.rouge_scorer")  # before an hour of writing
     sources, targets = texts_of(documents, "source"), texts_of(documents, "target")
     written = write(model, sources, source_length, prefix, options, progress)
     values = rouge(targets, written)
@@ -100,7 +101,7 @@ def rouge(targets: Sequence[str], written: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: rouge-score is not installed.
     """
-    scorer = _optional("rouge_score.rouge_scorer").RougeScorer(_ROUGE, use_stemmer=True)
+    scorer = _package("rouge_score.rouge_scorer").RougeScorer(_ROUGE, use_stemmer=True)
     scores = [scorer.score(target, one) for target, one in zip(targets, written, strict=True)]
     return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in _ROUGE}
 
@@ -121,12 +122,7 @@ def write(
     if source_length is not None and source_length < 2:
         raise ConfigError(f"source_length is {source_length}, but it must be at least 2")
     settings = GenerationSettings.from_options({**own_options(model, options), **options})
-    rows = []
-    for source in sources:
-        ids = tokenizer.encode(prefix + source)
-        if source_length is not None and len(ids) > source_length:
-            ids = [*ids[: source_length - 1], ids[-1]]  # its end stays
-        rows.append(fitting(model, ids, truncate=True))
+    rows = [fitting(model, tokenizer.encode(prefix + source), truncate=True, limit=source_length) for source in sources]
     return [(one[0].text or "").strip() for one in generate_from(model, rows, settings, progress=progress)]
 
 
@@ -137,11 +133,5 @@ def _shown(documents: Sequence[Document], written: Sequence[str]) -> list[dict[s
     ]
 
 
-def _optional(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        name = module.partition(".")[0].replace("_", "-")
-        raise ConfigError(f"this measure needs {name}: pip install 'polyformer[evaluation]'") from None
+def _package(module: str) -> Any:
+    return require(module, "this measure", extra="evaluation")

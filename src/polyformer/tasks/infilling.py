@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polyformer.errors import CapabilityError, GenerationError
+from polyformer.errors import GenerationError
 from polyformer.generation.generate import generate
 from polyformer.generation.settings import GenerationSettings
-from polyformer.tasks.base import Progress, length_batches, require_tokenizer
+from polyformer.tasks.base import Progress, length_batches, require_capability, require_tokenizer
 from polyformer.tokenizers.encodings import warn_of_cuts
 
 MARKS = ("prefix", "suffix", "middle")
@@ -63,10 +63,9 @@ def infill(
         CapabilityError: the model has no marks for a prefix, a suffix and a middle.
         GenerationError: a text that is too long, no text at all, or an option that cannot be.
     """
-    tokenizer = require_tokenizer(model, "fill in")
+    require_capability(model, "infill")
+    tokenizer = require_tokenizer(model, "infill")
     marks = tokenizer.fill_in_the_middle_ids
-    if "infill" not in model.capabilities:
-        raise CapabilityError("this model cannot fill in: its tokenizer has no marks for prefix, suffix and middle")
     if max_new_tokens is None:
         max_new_tokens = min(_USUAL_ROOM, (model.context_length or 4 * _USUAL_ROOM) // 4)
     settings = GenerationSettings.from_options({"temperature": 0.0, "max_new_tokens": max_new_tokens, **options})

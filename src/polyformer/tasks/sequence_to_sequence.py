@@ -66,14 +66,18 @@ def require_words(texts: Sequence[str], what: str) -> None:
             raise GenerationError(f"text {number} is blank: there is nothing to {what}")
 
 
-def fitting(model: TaskModel, ids: list[int], *, truncate: bool = False) -> list[int]:
+def fitting(model: TaskModel, ids: list[int], *, truncate: bool = False, limit: int | None = None) -> list[int]:
     """The ids of a source, if the model can read so many; cut if asked (the last token, which ends a source, stays).
+
+    Args:
+        limit: tokens allowed, where that is fewer than the model reads.
 
     Raises:
         GenerationError: there are none, or too many.
     """
     config = model.network.config
-    limit = config.max_source_positions
+    limits = [one for one in (config.max_source_positions, limit) if one is not None]
+    limit = min(limits, default=None)
     if not ids:
         raise GenerationError("a source is empty: there is nothing to read")
     if limit is not None and len(ids) > limit:

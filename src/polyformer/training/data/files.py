@@ -176,8 +176,12 @@ def _line_of(data: bytes, place: int, first_line: int) -> int:
     return first_line + data.count(b"\n", 0, place)
 
 
-def require(module: str, what: str):  # type: ignore[no-untyped-def]  # a module
+def require(module: str, what: str, *, extra: str = "train"):  # type: ignore[no-untyped-def]  # a module
     """Imports an optional package.
+
+    Args:
+        what: it is needed for.
+        extra: of this package that brings it.
 
     Raises:
         ConfigError: it is not installed; the message says how to get it.
@@ -188,4 +192,4 @@ def require(module: str, what: str):  # type: ignore[no-untyped-def]  # a module
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0].replace("_", "-")
-        raise ConfigError(f"{what}: this needs {package}: pip install 'polyformer[train]'") from error
+        raise ConfigError(f"{what}: this needs {package}: pip install 'polyformer[{extra}]'") from error
