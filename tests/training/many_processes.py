@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tests.training.conftest import Counting, small_config
 
@@ -16,6 +17,7 @@ from polyformer.baselines import RecurrentLM
 from polyformer.core import (
     Attention,
     Bidirectional,
+    DualEncoder,
     Encoder,
     EncoderOnly,
     FeedForward,
@@ -25,15 +27,18 @@ from polyformer.core import (
     Learned,
     MaskedTokenHead,
     MixtureOfExperts,
+    PatchEmbedding,
+    Pooling,
     RMSNorm,
     Stack,
     TokenEmbedding,
+    Tower,
     Transform,
 )
-from polyformer.objectives import CausalLM, MaskedLM
+from polyformer.objectives import CausalLM, ContrastiveImages, ContrastivePairs, MaskedLM, PairEncoder
 from polyformer.objectives.base import Objective
 from polyformer.training.averaging import ExponentialAverage
-from polyformer.training.data.loader import EvaluationLoader, Loader
+from polyformer.training.data.loader import Dataset, EvaluationLoader, Loader
 from polyformer.training.group import Group
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
 from polyformer.training.parallel import end_group, gather, parallelize, start_group, with_spares
@@ -84,12 +89,58 @@ def recurrent_config() -> Any:
     return RecurrentLM.Config(VOCABULARY, 16, num_layers=1, cell="lstm")
 
 
+def pairs_config() -> Any:
+    """An encoder of texts, and a temperature beside it that soon meets its limit."""
+    encoder = EncoderOnly.Config(encoder_config().encoder, pooling=Pooling.Config("mean"))
+    return PairEncoder.Config(encoder, logit_scale=4.595)
+
+
+def towers_config(**numbers: float) -> Any:
+    """A tower for texts and one for pictures."""
+    encoder = encoder_config().encoder
+    patches = PatchEmbedding.Config(16, (4, 4), (8, 8))
+    text = Tower.Config(encoder, Pooling.Config("mean"))
+    image = Tower.Config(Encoder.Config(patches, encoder.stack), Pooling.Config("first"))
+    return DualEncoder.Config(text, image, **numbers)
+
+
 NETWORKS = {
     "decoder": language_model_config,
     "encoder": encoder_config,
+    "pairs": pairs_config,
+    "clip": lambda: towers_config(logit_scale=1.0),
+    "siglip": lambda: towers_config(logit_scale=1.0, logit_bias=-2.0),
     "experts": experts_config,
     "recurrent": recurrent_config,
 }
+
+
+class Pairs:
+    """Texts that count upwards, and others that go on where they end."""
+
+    def __init__(self, rows: int):
+        self.texts = Counting(rows)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = self.texts[index]["input_ids"]
+        return {"first_ids": ids[: 2 + index % 4], "second_ids": ids[6:]}
+
+
+class Captioned:
+    """Pictures and texts of several lengths."""
+
+    def __init__(self, rows: int):
+        self.texts = Counting(rows)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = np.random.default_rng(index).normal(size=(3, 8, 8))
+        return {"pixel_values": pixels, "input_ids": self.texts[index]["input_ids"][: 3 + index % 5]}
 
 
 class Record(Observer):
@@ -120,7 +171,17 @@ class StopAt(Observer):
 def objective_of(name: str) -> Objective:
     if name == "encoder":
         return MaskedLM(mask_token_id=1, special_token_ids=(0,), vocab_size=VOCABULARY, rate=0.2)
+    if name == "pairs":
+        return ContrastivePairs(temperature=None, symmetric=True)
+    if name in ("clip", "siglip"):
+        return ContrastiveImages()
     return CausalLM(rows_at_once=7)
+
+
+def rows_of(name: str, count: int) -> Dataset:
+    if name == "pairs":
+        return Pairs(count)
+    return Captioned(count) if name in ("clip", "siglip") else Counting(count)
 
 
 def make(setting: dict[str, Any], group: Group) -> tuple[Trainer, Record]:
@@ -140,12 +201,19 @@ def make(setting: dict[str, Any], group: Group) -> tuple[Trainer, Record]:
     parallelize(network, group)
     objective = objective_of(name)
     record = Record()
-    rows = EvaluationLoader(Counting(5), objective, batch_size=4, rank=group.rank, world_size=group.size)
+    rows = EvaluationLoader(
+        rows_of(name, 5),
+        objective,
+        batch_size=4,
+        rank=group.rank,
+        world_size=group.size,
+        whole_batches=objective.depends_on_batch,
+    )
     trainer = Trainer(
         network,
         objective,
         Loader(
-            Counting(),
+            rows_of(name, 40),
             objective,
             batch_size=8,
             micro_batch_size=setting["micro"],

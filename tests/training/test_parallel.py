@@ -38,6 +38,8 @@ TWO: dict[str, dict[str, Any]] = {
     "shard, masked-lm": {"parallel": {"shard": 2}, "network": "encoder", "dtype": "float32", "micro": 1, "steps": 12},
     "shard, experts": {"parallel": {"shard": 2}, "network": "experts", "micro": 2},
     "shard, recurrent": {"parallel": {"shard": 2}, "network": "recurrent"},
+    "shard, pairs of texts": {"parallel": {"shard": 2}, "network": "pairs", "optimizer": "muon", "average": 0.9},
+    "replicate, clip": {"parallel": {"replicate": 2}, "network": "clip", "dtype": "float32"},
     "shard, frozen": {"parallel": {"shard": 2}, "network": "encoder", "freeze": ["encoder."]},
     "shard, layers computed twice": {"parallel": {"shard": 2}, "checkpoint": True, "micro": 2, "optimizer": "lion"},
     "tensor": {"parallel": {"tensor": 2}, "micro": 3, "optimizer": "muon", "average": 0.9},
@@ -46,12 +48,14 @@ TWO: dict[str, dict[str, Any]] = {
 FOUR: dict[str, dict[str, Any]] = {
     "shard": {"parallel": {"shard": 4}, "dtype": "float32", "steps": 12},
     "replicate x shard": {"parallel": {"replicate": 2, "shard": 2}, "optimizer": "muon", "micro": 1, "average": 0.9},
+    "shard, siglip": {"parallel": {"shard": 4}, "network": "siglip", "dtype": "float32"},
     "tensor x shard": {"parallel": {"tensor": 2, "shard": 2}, "micro": 2, "average": 0.9},
     "tensor x shard, muon": {"parallel": {"tensor": 2, "shard": 2}, "network": "encoder", "optimizer": "muon"},
 }
 STOPPED: dict[str, dict[str, Any]] = {
     "shard": {"parallel": {"shard": 2}, "stop": 3, "optimizer": "muon", "average": 0.9},
     "tensor": {"parallel": {"tensor": 2}, "stop": 5, "network": "encoder"},
+    "pairs": {"parallel": {"shard": 2}, "stop": 4, "network": "pairs"},
 }
 FLOAT16 = {"parallel": {"shard": 2}, "dtype": "float32", "precision": "float16", "steps": 20}
 
@@ -90,7 +94,11 @@ def of_two(states: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def of_four(of_two: Any, states: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("four")
     resumed = {}
-    for name, grid in (("shard", {"shard": 4}), ("tensor", {"replicate": 2, "shard": 2})):
+    for name, grid in (
+        ("shard", {"shard": 4}),
+        ("tensor", {"replicate": 2, "shard": 2}),
+        ("pairs", {"replicate": 2, "shard": 2}),
+    ):
         shutil.copytree(states / name, folder / name)
         resumed[f"resumed, {name}"] = {
             **STOPPED[name],
@@ -123,7 +131,9 @@ def test_two_processes_compute_what_one_does(name: str, of_two: dict[str, Any]) 
     expected = alone(TWO[name])
     assert_same(of_two[name], expected, within(TWO[name]))
     if "tensor" not in TWO[name]["parallel"]:  # there, all compute the head
-        assert of_two[name]["flops"] == pytest.approx(expected["flops"], rel=0.02)
+        # Counted in the first batch of one process: where texts have several lengths, it may have more padding.
+        padded = TWO[name].get("network") in ("pairs", "clip")
+        assert of_two[name]["flops"] == pytest.approx(expected["flops"], rel=0.1 if padded else 0.02)
 
 
 @pytest.mark.slow

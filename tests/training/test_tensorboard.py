@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from tests.training.conftest import Counting, small_config
+from tests.training.test_run import recipe_of, write_texts
 from torch import nn
 
 from polyformer.errors import ConfigError
 from polyformer.objectives import CausalLM
 from polyformer.training.data.loader import EvaluationLoader, Loader
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
+from polyformer.training.run import train
 from polyformer.training.schedules import Schedule
 from polyformer.training.states import States
 from polyformer.training.tensorboard import TensorBoardObserver
@@ -110,3 +112,7 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name))
     with pytest.raises(ConfigError, match=r"pip install 'polyformer\[train\]'"):
         TensorBoardObserver(tmp_path)
+    recipe = recipe_of(write_texts(tmp_path / "texts"), training__tensorboard=True)
+    with pytest.raises(ConfigError, match=r"training\.tensorboard needs the package tensorboard"):
+        train(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing has begun

@@ -24,6 +24,7 @@ from polyformer.core.encoder_decoder import EncoderDecoder as EncoderDecoder
 from polyformer.core.encoder_decoder import SourceDecoder as SourceDecoder
 from polyformer.core.feedforward import FeedForward as FeedForward
 from polyformer.core.feedforward import MixtureOfExperts as MixtureOfExperts
+from polyformer.core.heads import TEXT_POOLINGS as TEXT_POOLINGS
 from polyformer.core.heads import AttentionPooling as AttentionPooling
 from polyformer.core.heads import Head as Head
 from polyformer.core.heads import MaskedTokenHead as MaskedTokenHead

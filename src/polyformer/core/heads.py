@@ -192,6 +192,8 @@ class SequenceHead(core.Module):
 # One vector for a sequence
 
 POOLINGS = ("first", "last", "mean", "mean_patches", "first_and_mean_patches", "end", "last_end", "largest_id")
+TEXT_POOLINGS = {"mean": "mean", "class": "first", "last": "last"}
+"""What people call the ways to make one vector of a text -> the method here."""
 
 
 class Pooling(core.Module):

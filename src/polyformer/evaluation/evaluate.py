@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from polyformer.evaluation.language import evaluate_language
 from polyformer.evaluation.retrieval import evaluate_retrieval
 from polyformer.evaluation.written import evaluate_summary, evaluate_translation
 from polyformer.generation.settings import GenerationSettings
-from polyformer.training.data.reading import Source, read_documents
+from polyformer.training.data.reading import Source, beside, read_documents
 
 MEASURES: Mapping[str, Callable[..., Evaluation]] = {
     "language": evaluate_language,
@@ -73,6 +74,11 @@ def evaluate(
         if missing is not None:
             raise DataError(f"document {missing} has no field {given!r}; it has {', '.join(documents[missing - 1])}")
         documents = [{**document, wanted: document[given]} for document in documents]
+    if isinstance(source, (str, os.PathLike)):
+        documents = [
+            {**document, "image": beside(source, document["image"])} if "image" in document else document
+            for document in documents
+        ]
     found = function(model, documents, progress=progress, **options)
     if split is None and any(document.get("split") == "train" for document in documents):
         found.notes.append("on every part of the data, that for training too: name a split, most often test")

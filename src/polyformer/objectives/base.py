@@ -52,11 +52,13 @@ class Objective:
         depends_on_batch: whether the loss of a row depends on the other rows of its batch. Then small batches do not
             add up to a large one.
         one_document: whether a row must hold one document, so that texts cannot be packed.
+        problem_type: what the labels are, as ``config.json`` says it; None without labels of whole inputs.
     """
 
     reads: ClassVar[str]
     depends_on_batch: ClassVar[bool] = False
     one_document: ClassVar[bool] = False
+    problem_type: ClassVar[str | None] = None
 
     def prepare(self, example: Example, random: np.random.Generator) -> Example:
         """One example with its noise.

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from polyformer.core import DualEncoder, EncoderOnly
+from polyformer.core import TEXT_POOLINGS, DualEncoder, EncoderOnly, Pooling, Span
 from polyformer.core import config as core
 from polyformer.core.config import Config
 from polyformer.core.network import Network
@@ -30,7 +30,7 @@ class PairEncoder(Network):
     """An encoder, and how sharply its vectors are told apart, learned beside it. The encoder is what is kept.
 
     Args of the config:
-        encoder: with a pooling.
+        encoder: of texts.
         logit_scale: the number that the learned scale starts from (a logarithm).
     """
 
@@ -55,8 +55,7 @@ class PairEncoder(Network):
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build() if encoder is None else encoder
-        # One number in a list: sharding cuts along a dimension.
-        self.logit_scale = nn.Parameter(torch.full((1,), config.logit_scale))
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))
 
     def forward(self, *args: Any, **options: Any) -> Any:
         """As `EncoderOnly.forward`."""
@@ -68,11 +67,12 @@ class ContrastivePairs(Objective):
     """A text finds its partner among those of the whole batch (Henderson et al., 2017, section 4.4; Gao et al., 2021,
     SimCSE, equations 1 and 5).
 
-    Vectors are what the network pools, at length 1; a score is their cosine over the temperature; the loss is the
-    cross-entropy of the true partner. Examples have ``first_ids`` and ``second_ids``, and may have ``negative_ids``, a
-    text that is near and yet wrong: it is one more to choose from for all.
+    Vectors are made of the last hidden states, at length 1; a score is their cosine over the temperature; the loss is
+    the cross-entropy of the true partner. Examples have ``first_ids`` and ``second_ids``, and may have
+    ``negative_ids``, a text that is near and yet wrong: it is one more to choose from for all.
 
     Args:
+        pooling: "mean" of all tokens, "class" (the first token's) or "last", as for `polyformer.tasks.embedding.embed`.
         temperature: 0.05 in SimCSE; None learns it, from 0.05 on.
         symmetric: the second text has to find the first as well, and the two losses are averaged (Radford et al., 2021,
             figure 3).
@@ -83,10 +83,15 @@ class ContrastivePairs(Objective):
     reads: ClassVar[str] = "texts"
     depends_on_batch: ClassVar[bool] = True
 
+    pooling: str = "mean"
     temperature: float | None = 0.05
     symmetric: bool = False
 
     def __post_init__(self) -> None:
+        demand(
+            self.pooling in TEXT_POOLINGS,
+            f"ContrastivePairs: pooling is {self.pooling!r}, but it must be {', '.join(TEXT_POOLINGS)}",
+        )
         demand(
             self.temperature is None or self.temperature > 0,
             f"ContrastivePairs: temperature is {self.temperature}, but it must be above 0",
@@ -110,7 +115,7 @@ class ContrastivePairs(Objective):
     def __call__(self, network: nn.Module, batch: Batch) -> Loss:
         scale = self._scale(network)
         vectors = {
-            name: functional.normalize(_pooled(network, batch, name), dim=-1)
+            name: functional.normalize(self._vectors(network, batch, name), dim=-1)
             for name in ("first", "second", "negative")
             if f"{name}_input_ids" in batch
         }
@@ -122,8 +127,17 @@ class ContrastivePairs(Objective):
             back, _ = choose(second @ gather(first)[0].mT * scale, own)
             losses = (losses + back) / 2
         rows = len(first)
-        value = scale.detach().sum() if isinstance(scale, Tensor) else scale
+        value = scale.detach() if isinstance(scale, Tensor) else scale
         return Loss(losses.sum(), rows, {"accuracy": (right, rows), "scale": (value * rows, rows)})
+
+    def _vectors(self, network: nn.Module, batch: Batch, name: str) -> Tensor:
+        """[rows, size] of one text of each example."""
+        inputs = {key.removeprefix(f"{name}_"): value for key, value in batch.items() if key.startswith(f"{name}_")}
+        hidden: Tensor = network(**inputs, with_logits=False).last_hidden_state
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        span = Span.of(hidden.shape[1], inputs.get("attention_mask"), device=hidden.device)
+        pooled: Tensor = Pooling.Config(TEXT_POOLINGS[self.pooling]).build()(hidden, span)
+        return pooled
 
     def _scale(self, network: nn.Module) -> Tensor | float:
         if self.temperature is not None:
@@ -133,9 +147,9 @@ class ContrastivePairs(Objective):
     def check(self, config: Config) -> None:
         inner = config.encoder if isinstance(config, PairEncoder.Config) else config
         demand(
-            isinstance(inner, EncoderOnly.Config) and inner.pooling is not None and inner.vocab_size is not None,
-            "ContrastivePairs trains encoders that make one vector of a text (EncoderOnly with a pooling), but this "
-            f"network is {inner.kind}{' without one' if isinstance(inner, EncoderOnly.Config) else ''}",
+            isinstance(inner, EncoderOnly.Config) and inner.vocab_size is not None,
+            "ContrastivePairs trains encoders of texts (EncoderOnly with a vocabulary), but this network is "
+            f"{inner.kind}{' without one' if isinstance(inner, EncoderOnly.Config) else ''}",
         )
         demand(
             self.temperature is None or inner is config,
@@ -189,7 +203,7 @@ class ContrastiveImages(Objective):
             losses = -functional.logsigmoid((2 * fits - 1) * (scores + bias)).sum(-1)
             right = (scores.detach().argmax(-1) == own).sum()
         rows = len(images)
-        return Loss(losses.sum(), rows, {"accuracy": (right, rows), "scale": (scale.detach().sum() * rows, rows)})
+        return Loss(losses.sum(), rows, {"accuracy": (right, rows), "scale": (scale.detach() * rows, rows)})
 
     def check(self, config: Config) -> None:
         demand(
@@ -197,12 +211,6 @@ class ContrastiveImages(Objective):
             "ContrastiveImages trains networks with a text and a picture tower (DualEncoder), but this network is "
             f"{config.kind}{' with one tower' if isinstance(config, DualEncoder.Config) else ''}",
         )
-
-
-def _pooled(network: nn.Module, batch: Batch, name: str) -> Tensor:
-    inputs = {key.removeprefix(f"{name}_"): value for key, value in batch.items() if key.startswith(f"{name}_")}
-    pooled: Tensor = network(**inputs, with_logits=False).pooler_output
-    return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
 
 def learned_scale(network: nn.Module, largest: float | None = LARGEST_SCALE) -> Tensor:
@@ -227,8 +235,8 @@ def choose(scores: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 def gather(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The rows [all rows, size] of all processes, in their order, and where this process's own are among them.
 
-    Only in training: there all processes come by together. Gradients flow back to the process that a row came from, so
-    that gradients summed over the processes are those of the sum of all losses.
+    Only in training: held-out batches are whole where they are read. Gradients flow back to the process that a row came
+    from, so that gradients summed over the processes are those of the sum of all losses.
     """
     rows = torch.arange(len(vectors), device=vectors.device)
     alone = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1

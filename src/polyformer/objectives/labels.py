@@ -86,6 +86,8 @@ class Classification(Judgement):
     gradients are wanted.
     """
 
+    problem_type: ClassVar[str | None] = "single_label_classification"
+
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -164,6 +166,8 @@ class Regression(Judgement):
     The loss is summed over examples. Metrics: "absolute_error", the mean.
     """
 
+    problem_type: ClassVar[str | None] = "regression"
+
     num_labels: int = 1
 
     def label(self, example: Example) -> np.ndarray:
@@ -194,6 +198,8 @@ class MultiLabel(Judgement):
     The loss is summed over examples. Metrics: "accuracy" over all labels, and "precision" and "recall" of the ones when
     no gradients are wanted.
     """
+
+    problem_type: ClassVar[str | None] = "multi_label_classification"
 
     def label(self, example: Example) -> np.ndarray:
         values = _numbers(example, self.num_labels)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyformer.core import DecoderOnly, DualEncoder, Pooling, Span
+from polyformer.core import TEXT_POOLINGS, DecoderOnly, DualEncoder, Pooling, Span
 from polyformer.core.transformer import read_tokens
 from polyformer.errors import GenerationError
 from polyformer.tasks.base import Progress, TaskModel, as_list, length_batches, read_texts
@@ -17,9 +17,6 @@ from polyformer.tokenizers.encodings import Encoding, pad_together
 
 BATCH = 2048
 """Tokens that go through the network together unless said otherwise: what they become still fits into the caches."""
-
-POOLINGS = {"mean": "mean", "class": "first", "last": "last"}
-"""Name -> the core's method. "mean" of all tokens, "class": the first token's vector, "last": the last token's."""
 
 
 @torch.inference_mode()
@@ -41,8 +38,8 @@ def embed(
 
     Args:
         texts: one text, or many.
-        pooling: "mean", "class" or "last"; None takes what the model was made for (else "mean" of an encoder, "last" of
-            a decoder).
+        pooling: "mean" of all tokens, "class" (the first token's vector) or "last"; None takes what the model was made
+            for (else "mean" of an encoder, "last" of a decoder).
         normalize: whether vectors get length 1; None takes what the model was made for (else no).
         prompt: the name of one of the model's prompts, or the words themselves, to stand before each text.
         truncate: texts longer than the model reads are cut; otherwise they are an error.
@@ -105,9 +102,9 @@ def _method(model: TaskModel, pooling: str | None, settings: Any) -> str | None:
         return None
     usual = "last" if isinstance(model.network, DecoderOnly) else "mean"
     name = pooling or (settings.pooling if settings else usual)
-    if name not in POOLINGS:
-        raise GenerationError(f"pooling {name!r} is not one of {', '.join(POOLINGS)}")
-    return POOLINGS[name]
+    if name not in TEXT_POOLINGS:
+        raise GenerationError(f"pooling {name!r} is not one of {', '.join(TEXT_POOLINGS)}")
+    return TEXT_POOLINGS[name]
 
 
 def _read(model: TaskModel, texts: list[str], prompt: str | None, settings: Any, truncate: bool) -> list[Encoding]:

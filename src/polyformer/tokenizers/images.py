@@ -87,8 +87,22 @@ class ImageProcessor:
             raise TokenizerError(f"the pictures come out in different sizes {sorted(shapes)}: give them one by one")
         return torch.stack(values)
 
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of what comes out; None where it depends on the picture."""
+        return self.crop or (self.size if isinstance(self.size, tuple) else None)
+
     def pixels(self, picture: Picture) -> Tensor:
         """[channels, height, width] of one picture.
+
+        Raises:
+            TokenizerError: the picture cannot be read.
+        """
+        return self.normalize(self.frame(picture))
+
+    def frame(self, picture: Picture) -> np.ndarray[Any, Any]:
+        """The first half of `pixels`: the part of a picture that is looked at, in its size, as bytes [channels, height,
+        width].
 
         Raises:
             TokenizerError: the picture cannot be read.
@@ -98,9 +112,11 @@ class ImageProcessor:
             image = image.resize(self._resized(image), resample=self.resample)
         values = np.asarray(image)
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-        if self.crop is not None:
-            values = center_crop(values, self.crop)
-        scaled = torch.from_numpy((values.astype(np.float64) * self.scale).astype(np.float32))
+        return values if self.crop is None else center_crop(values, self.crop)
+
+    def normalize(self, frame: np.ndarray[Any, Any]) -> Tensor:
+        """The second half of `pixels`: bytes become numbers."""
+        scaled = torch.from_numpy((frame.astype(np.float64) * self.scale).astype(np.float32))
         if self.mean is None or self.std is None:
             return scaled
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from polyformer.checkpoints.disk import cache_folder
 from polyformer.errors import ConfigError, DataError, TokenizerError
-from polyformer.tokenizers.image_files import read_picture
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.data import samples
@@ -19,7 +19,7 @@ from polyformer.training.data.cleaning import deduplicate, document_hash, part_o
 from polyformer.training.data.loader import Dataset
 from polyformer.training.data.packing import BestFit, Examples, Mixture, PackedTokens, Windows
 from polyformer.training.data.pictures import Pictures
-from polyformer.training.data.reading import find_files, is_sample, read_documents, reader_options
+from polyformer.training.data.reading import beside, find_files, is_sample, read_documents, reader_options
 from polyformer.training.data.store import TokenStore, cached_store
 from polyformer.training.recipe import DataSection, SourceSection
 
@@ -33,12 +33,14 @@ class Kind:
     Attributes:
         texts: become token ids.
         kept: stay as they are.
+        optional: texts that documents may have: all of them, or none.
         rows: texts may be cut into rows, for nothing belongs to a whole document.
         special: tokens are put around each text ([CLS] … [SEP]), as the finished model will read it.
     """
 
     texts: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     rows: bool = False
     special: bool = False
 
@@ -48,7 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "pair": Kind(("source", "target"), special=True),
     "labels": Kind(("text",), ("label",), special=True),
     "tags": Kind(("text",), ("tags",), special=True),
-    "texts": Kind(("first", "second"), special=True),
+    "texts": Kind(("first", "second"), optional=("negative",), special=True),
     "images": Kind((), ("image", "label")),
     "captions": Kind(("text",), ("image",), special=True),
 }
@@ -74,9 +76,10 @@ def training_texts(section: DataSection, kind: Kind) -> Iterator[str]:
     """The texts that are trained on, for a tokenizer to be trained."""
     for source in section.train:
         for document in documents_of(section, source, "train", kind):
-            for name in kind.texts:
-                if name in document:
-                    yield document[name]
+            for name in kind.texts + kind.optional:
+                text = document.get(name)
+                if text is not None:
+                    yield " ".join(map(str, text)) if isinstance(text, list) else text
 
 
 def prepare(
@@ -87,6 +90,7 @@ def prepare(
     ends: bool = True,
     labels: list[str] | None = None,
     image_processor: ImageProcessor | None = None,
+    check_label: Callable[[dict[str, Any]], object] | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """
@@ -97,12 +101,14 @@ def prepare(
         ends: whether documents that are cut into rows end with the tokenizer's end token, if the recipe wants it.
         labels: names of the labels, where documents have names and not numbers.
         image_processor: for what has pictures.
+        check_label: looks at the label of every document, so that what is wrong is found before anything starts.
 
     Raises:
         DataError: a source is missing, empty or damaged, or holds something else.
         ConfigError: an option that this kind of data does not have.
     """
     _check(section, kind)
+    kind = _with_optional(kind, section)
     section = section.model_copy(update={"append_end": section.append_end and ends})
     stores = [
         _store(section, source, "train", kind, tokenizer, labels, image_processor, progress) for source in section.train
@@ -121,6 +127,11 @@ def prepare(
             for source in section.train
         ]
     validation = [_rows(section, kind, store, image_processor) for store in held_out]
+    if check_label is not None:
+        for store in (*stores, *held_out):
+            column = store.column("label")
+            for number in range(len(store)):
+                check_label({"label": column[number], "index": number})
     facts = {
         "training_documents": sum(map(len, stores)),
         "training_tokens": sum(store.token_count for store in stores),
@@ -166,6 +177,15 @@ def _renamed(document: dict[str, Any], fields: Mapping[str, str], where: str) ->
     return result
 
 
+def _with_optional(kind: Kind, section: DataSection) -> Kind:
+    """With those optional texts that the first document has; the others must have them, too."""
+    if not kind.optional:
+        return kind
+    first = next(documents_of(section, section.train[0], "train", kind), {})
+    there = tuple(name for name in kind.optional if first.get(name) is not None)
+    return replace(kind, texts=kind.texts + there, optional=())
+
+
 def _check(section: DataSection, kind: Kind) -> None:
     if kind.rows and (section.source_length or section.target_length):
         raise ConfigError("data.source_length and target_length are for pairs, but this objective reads plain texts")
@@ -190,22 +210,20 @@ def _store(
         "share": section.validation_share if part != "held out" else None,
         "deduplicate": section.deduplicate,
         "labels": labels,
-        "pictures": None if image_processor is None else [image_processor.size, image_processor.channels],
+        "pictures": None if image_processor is None else dataclasses.asdict(image_processor),
     }
 
     def read() -> Iterator[dict[str, Any]]:
         for number, document in enumerate(documents_of(section, source, part, kind), 1):
-            if "label" in kind.kept and isinstance(document.get("label"), str):
-                document = {
-                    **document,
-                    "label": _label(document["label"], labels, f"{source.source}, document {number}"),
-                }
+            where = f"{source.source}, document {number}"
+            changed: dict[str, Any] = {}
+            if "label" in kind.kept and "label" in document:
+                changed["label"] = _label(document["label"], labels, where)
+            if "tags" in kind.kept and "tags" in document:
+                changed["tags"] = _tags(document, labels, where)
             if image_processor is not None:
-                document = {
-                    **document,
-                    "image": _picture(document, image_processor, f"{source.source}, document {number}"),
-                }
-            yield document
+                changed["image"] = _picture(document, source.source, image_processor, where)
+            yield {**document, **changed}
 
     try:
         return cached_store(
@@ -239,8 +257,8 @@ def _identity(source: SourceSection) -> Any:
     return [[(name, stat.st_size, stat.st_mtime_ns) for name, stat in files], *rest]
 
 
-def _picture(document: Mapping[str, Any], processor: ImageProcessor, where: str) -> np.ndarray[Any, Any]:
-    """The picture of a document in the size that the network reads, as bytes.
+def _picture(document: Mapping[str, Any], source: str, processor: ImageProcessor, where: str) -> np.ndarray[Any, Any]:
+    """The picture of a document as bytes, see `ImageProcessor.frame`.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -248,14 +266,32 @@ def _picture(document: Mapping[str, Any], processor: ImageProcessor, where: str)
     if document.get("image") is None:
         raise DataError(f"{where} has no field 'image'; it has {', '.join(map(str, document))}")
     try:
-        picture = read_picture(document["image"], "L" if processor.channels == 1 else "RGB")
+        return processor.frame(beside(source, document["image"]))
     except TokenizerError as error:
         raise DataError(f"{where}: {error}") from error
-    height, width = processor.size  # type: ignore[misc]  # a network's positions are for a height and a width
-    return np.asarray(picture.resize((width, height), resample=processor.resample))
 
 
-def _label(name: str, labels: list[str] | None, where: str) -> int:
+def _label(value: Any, labels: list[str] | None, where: str) -> Any:
+    """A label as numbers: a name becomes its own, and a list of names a zero or one for each label there is."""
+    if isinstance(value, str):
+        return _number(value, labels, where)
+    if isinstance(value, list) and labels is not None and all(isinstance(name, str) for name in value):
+        ones = {_number(name, labels, where) for name in value}
+        return [int(number in ones) for number in range(len(labels))]
+    return value
+
+
+def _tags(document: Mapping[str, Any], labels: list[str] | None, where: str) -> Any:
+    """The labels of words as numbers."""
+    tags = document["tags"]
+    if isinstance(document.get("text"), str):
+        raise DataError(f"{where}: 'text' must be a list of words, for 'tags' are of words; it is a text")
+    if not isinstance(tags, list):
+        return tags
+    return [_number(tag, labels, where) if isinstance(tag, str) else tag for tag in tags]
+
+
+def _number(name: str, labels: list[str] | None, where: str) -> int:
     if labels is None:
         raise ConfigError(
             f"{where} has the label {name!r}: name all labels in model.labels, in the order of their numbers"

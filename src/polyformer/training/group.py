@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
@@ -22,6 +22,8 @@ class Group(Protocol):
     gradient_factor: float
 
     def sum(self, value: Tensor) -> Tensor: ...
+
+    def add_up(self, gradients: Sequence[Tensor]) -> None: ...
 
     def any(self, flag: bool) -> bool: ...
 
@@ -51,6 +53,9 @@ class Alone:
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
         return value
+
+    def add_up(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients of what is not divided become sums over all processes, in place."""
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""

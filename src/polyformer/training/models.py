@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from polyformer.checkpoints.catalogue import resolve
 from polyformer.checkpoints.loading import Checkpoint, build_on_meta, open_checkpoint
+from polyformer.checkpoints.sentence_transformers import EmbeddingSettings, read_embedding_settings
 from polyformer.core.config import Config
 from polyformer.errors import ConfigError
 from polyformer.families import find_family
 from polyformer.families.base import Family
 from polyformer.families.sizes import build_config, find_size
+from polyformer.tokenizers.images import ImageProcessor, load_image_processor
 from polyformer.tokenizers.loading import load_tokenizer
 from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.recipe import ModelSection
@@ -36,6 +39,8 @@ class Built:
         tokenizer: the one that came with the weights; None for a new network.
         new_parts: parameters of a given model that begin at random values (a new head).
         config_values: what config.json says beyond the network (names of labels).
+        image_processor: the one that came with the weights.
+        embedding_settings: how the model that was started from makes one vector of a text.
     """
 
     network: nn.Module
@@ -43,14 +48,27 @@ class Built:
     tokenizer: TextTokenizer | None = None
     new_parts: tuple[str, ...] = ()
     config_values: Mapping[str, Any] | None = None
+    image_processor: ImageProcessor | None = None
+    embedding_settings: EmbeddingSettings | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the labels, in the order of their numbers; None where nobody has named them."""
+        names = (self.config_values or {}).get("id2label")
+        return None if not names else [names[number] for number in sorted(names, key=int)]
 
 
 def tokenizer_of(section: ModelSection) -> TextTokenizer | None:
     """The tokenizer of the model that a recipe starts from; None where it starts from none, or that has none."""
     if section.start_from is None:
         return None
-    path = resolve(section.start_from).path
-    return load_tokenizer(path if path.is_dir() else path.parent)
+    return load_tokenizer(_folder(section.start_from))
+
+
+def _folder(name: str) -> Path:
+    """Where a named model lies."""
+    path = resolve(name).path
+    return path if path.is_dir() else path.parent
 
 
 def build_model(section: ModelSection, tokenizer: TextTokenizer | None, *, seed: int, length: int) -> Built:
@@ -74,7 +92,7 @@ def build_model(section: ModelSection, tokenizer: TextTokenizer | None, *, seed:
             family, config = _new_config(section, tokenizer, values, length)
             _require_vocabulary(config, tokenizer)
             built = Built(config.build(), family)
-    built.config_values = values
+    built.config_values = {**(built.config_values or {}), **values}
     _freeze(built.network, section.freeze)
     return built
 
@@ -93,6 +111,7 @@ def _new_config(
     if section.architecture is not None:
         values["architectures"] = [section.architecture]
     config = family.read_config(values, "model.config")
+    _require_end(config, tokenizer)
     unknown = [key for key in family.unread_keys(values) if key in section.config]
     if unknown:
         known = [key for key in family.write_config(config) if key not in ("architectures", "model_type")]
@@ -102,15 +121,32 @@ def _new_config(
     return family, config
 
 
+def _require_end(config: Any, tokenizer: TextTokenizer | None) -> None:
+    """CLIP's texts end with their token of the highest id where the config says that the end has the id 2, as it did in
+    its first release: then it must be so."""
+    pooling = getattr(getattr(config, "text", None), "pooling", None)
+    if tokenizer is None or pooling is None or getattr(pooling, "method", None) != "largest_id":
+        return
+    if tokenizer.eos_token_id != tokenizer.vocab_size - 1:
+        raise ConfigError(
+            "the tokenizer's end token has the id 2, which CLIP takes for the highest of all: give it another one "
+            "(tokenizer.purpose: encoder-decoder)"
+        )
+
+
 def _with_tokens(values: dict[str, Any], tokenizer: TextTokenizer | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """With the size of the vocabulary and the ids of special tokens, where the recipe does not say them; of a pair of
     towers, those of the text's."""
     if tokenizer is None:
         return values
-    if isinstance(given.get("text_config"), dict):
-        inner = given["text_config"]
-        return {**values, "text_config": _with_tokens({**inner}, tokenizer, inner)}
-    values.setdefault("vocab_size", tokenizer.vocab_size)
+    for part in ("text_config", "decoder"):
+        inner = given.get(part)
+        if isinstance(inner, dict):
+            values = {**values, part: _with_tokens({**inner}, tokenizer, inner)}
+            if part == "text_config":
+                return values
+    if "decoder" not in given:
+        values.setdefault("vocab_size", tokenizer.vocab_size)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     values.update({name: number for name, number in ids.items() if number is not None and name not in given})
     if "decoder_start_token_id" not in given:
@@ -148,16 +184,22 @@ def _require_vocabulary(config: Any, tokenizer: TextTokenizer | None) -> None:
 
 def _from_weights(section: ModelSection, labels: Mapping[str, Any]) -> Built:
     assert section.start_from is not None
-    path = resolve(section.start_from).path
-    tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
-    with open_checkpoint(path) as checkpoint:
+    folder = _folder(section.start_from)
+    beside: dict[str, Any] = {
+        "tokenizer": load_tokenizer(folder),
+        "image_processor": load_image_processor(folder),
+        "embedding_settings": read_embedding_settings(folder),
+    }
+    with open_checkpoint(resolve(section.start_from).path) as checkpoint:
+        given_names = {} if checkpoint.is_gguf else checkpoint.values
+        beside["config_values"] = {name: given_names[name] for name in ("id2label", "label2id") if name in given_names}
         if section.architecture is None and not labels and not section.config:
-            return Built(checkpoint.load(dtype=torch.float32), checkpoint.family, tokenizer)
+            return Built(checkpoint.load(dtype=torch.float32), checkpoint.family, **beside)
         given = checkpoint.load(dtype=torch.float32)
         family, config = _changed_config(checkpoint, section, labels)
     network = config.build()
     new = _take_weights(network, given, section.start_from)
-    return Built(network, family, tokenizer, new)
+    return Built(network, family, new_parts=new, **beside)
 
 
 def _changed_config(checkpoint: Checkpoint, section: ModelSection, labels: Mapping[str, Any]) -> tuple[Family, Any]:

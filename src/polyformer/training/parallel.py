@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,6 +77,12 @@ class Processes:
         total = value.clone()
         distributed.all_reduce(total)
         return total / self.tensor if self.tensor > 1 else total
+
+    def add_up(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients of what is not divided become sums over all processes, in place; FSDP adds up the others."""
+        for gradient in gradients:
+            if not isinstance(gradient, DTensor):
+                gradient.copy_(self.sum(gradient) / self.gradient_factor)
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
@@ -307,9 +313,6 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
         return
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    for name, parameter in network.named_parameters():
-        if parameter.dim() == 0:
-            raise ConfigError(f"{name} is a single number, which processes cannot divide: train with one process")
     _check_layers(network.config, group.tensor)  # type: ignore[arg-type]
     for parameter in network.parameters():
         distributed.broadcast(parameter.data, src=0)  # machines may differ in what they make of a seed
@@ -322,12 +325,28 @@ def parallelize(network: nn.Module, group: Group, *, compile: bool = False) -> N
             if compile:
                 layer.compile()
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    numbers = _set_apart_numbers(network, group.mesh.device_type)
     # Nobody writes into what a network gives; that it may be a view of something is no danger.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # The rest stays together after a forward pass: objectives go on with the head (`network.score`).
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
+    for module, name, number in numbers:
+        module.register_parameter(name, number)
     assert isinstance(network, FSDPModule)
     _add_gradients(network, group)
+
+
+def _set_apart_numbers(network: nn.Module, device: str) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Take out the parameters that are single numbers, which cannot be divided: every process keeps them whole, and
+    `Processes.add_up` sums their gradients."""
+    numbers = []
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 0:
+                parameter.data = parameter.data.to(device)
+                numbers.append((module, name, parameter))
+                delattr(module, name)
+    return numbers
 
 
 def _add_gradients(network: Any, group: Processes) -> None:

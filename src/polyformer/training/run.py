@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +22,11 @@ from torch import nn
 
 from polyformer.checkpoints.loading import build_on_meta
 from polyformer.checkpoints.saving import save_network
+from polyformer.checkpoints.sentence_transformers import EmbeddingSettings
 from polyformer.errors import ConfigError, TrainingError
-from polyformer.objectives import OBJECTIVES, CausalLM, PrefixLM
+from polyformer.objectives import OBJECTIVES, CausalLM, ContrastivePairs, PrefixLM
 from polyformer.objectives.base import Batch, Objective
+from polyformer.objectives.labels import Judgement
 from polyformer.tokenizers.images import ImageProcessor
 from polyformer.tokenizers.loading import load_tokenizer
 from polyformer.tokenizers.plan import TokenizerPlan
@@ -51,6 +54,7 @@ from polyformer.training.sampling import Sampler
 from polyformer.training.schedules import Schedule
 from polyformer.training.spikes import SpikeSettings
 from polyformer.training.states import States
+from polyformer.training.tensorboard import TensorBoardObserver, require_tensorboard
 from polyformer.training.trainer import Observer, Trainer, TrainerSettings
 
 
@@ -189,6 +193,8 @@ def prepare_parts(recipe: Recipe, *, tokenizer_folder: Path | None, group: Group
         return _tokenizer(recipe)
 
     _check_packing(recipe)
+    if recipe.training.tensorboard:
+        require_tensorboard()
     tokenizer = group.share(find_tokenizer)
     return group.in_turns(lambda: _make_parts(recipe, tokenizer))
 
@@ -210,19 +216,20 @@ def _make_parts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Parts:
             f"objective {recipe.objective.name} reads texts, but there is no tokenizer: name one under tokenizer"
         )
     built = build_model(recipe.model, tokenizer, seed=recipe.seed, length=_longest(recipe, chosen))
-    objective = _objective(recipe, tokenizer, built.network)
+    objective = _objective(recipe, tokenizer, built)
     objective.check(built.network.config)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # not the numbers that the network began with
         built.network = objective.begun(built.network)
-    processor = _image_processor(built.network) if "image" in kind.kept else None
+    processor = _image_processor(built) if "image" in kind.kept else None
     data = prepare(
         recipe.data,
         kind,
         tokenizer,
         ends=_writes_on(chosen),
-        labels=recipe.model.labels,
+        labels=built.labels,
         image_processor=processor,
+        check_label=objective.label if isinstance(objective, Judgement) else None,
     )
     return Parts(tokenizer, built, objective, data, processor)
 
@@ -266,6 +273,8 @@ def _tokenizer(recipe: Recipe) -> TextTokenizer | None:
     options: dict[str, Any] = dict(section.options)
     if section.vocab_size is not None:
         options["vocab_size"] = section.vocab_size
+    if recipe.objective.name == "contrastive-images" and section.purpose is None:
+        options.setdefault("sentinels", 0)  # there are no spans to stand for
     options["purpose"] = section.purpose or _PURPOSES.get(recipe.objective.name, "encoder")
     TokenizerPlan.of(kind=section.train, **options)  # refuses what cannot be before any data are read
     return train_tokenizer(training_texts(recipe.data, kind), section.train, **options)
@@ -279,10 +288,12 @@ _PURPOSES = {
     "span-corruption": "encoder-decoder",
     "denoising": "denoising",
     "sequence-to-sequence": "translation",
+    "captioning": "translation",
+    "contrastive-images": "encoder-decoder",
 }
 
 
-def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, network: nn.Module) -> Objective:
+def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, built: Built) -> Objective:
     """The objective with the options of the recipe, and with the ids that follow from tokenizer and network."""
     chosen = _objective_class(recipe)
     fields = {field.name for field in dataclasses.fields(chosen)}
@@ -292,7 +303,9 @@ def _objective(recipe: Recipe, tokenizer: TextTokenizer | None, network: nn.Modu
             near = difflib.get_close_matches(name, sorted(fields), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(fields)) or 'none'}"
             raise ConfigError(f"objective {recipe.objective.name} has no option {name!r}; {hint}")
-    known = {name: value for name, value in known_ids(tokenizer, network).items() if name in fields}
+    known = {name: value for name, value in known_ids(tokenizer, built.network).items() if name in fields}
+    if built.embedding_settings is not None and "pooling" in fields:
+        known["pooling"] = built.embedding_settings.pooling
     if not options.get("whole_words"):
         known.pop("continuation_token_ids", None)
     try:
@@ -331,14 +344,17 @@ def _ids_where(tokenizer: TextTokenizer, wanted: Callable[[str], bool]) -> tuple
     return tuple(number for number, token in tokens if token is not None and wanted(token))
 
 
-def _image_processor(network: Any) -> ImageProcessor:
-    """Pictures of the size that the network's positions are for, with numbers from -1 to 1."""
-    config = network.config
+def _image_processor(built: Built) -> ImageProcessor:
+    """The one of the weights, where it fits; else pictures of the size that the network's positions are for, with
+    numbers from -1 to 1."""
+    config: Any = built.network.config
     tower = getattr(config, "image", None) or config
     embedding = tower.encoder.embedding
-    grey = embedding.channels == 1
-    half = (0.5,) if grey else (0.5, 0.5, 0.5)
-    return ImageProcessor(size=tuple(embedding.image_size), mean=half, std=half)
+    size, given = tuple(embedding.image_size), built.image_processor
+    if given is not None and given.frame_size == size and given.channels == embedding.channels:
+        return given
+    half = (0.5,) * embedding.channels
+    return ImageProcessor(size=size, mean=half, std=half)
 
 
 # --- the run itself -------------------------------------------------------------------------------------------------
@@ -395,13 +411,12 @@ def _loader(recipe: Recipe, parts: Parts, group: Group) -> Loader:
         rank=group.rank,
         world_size=group.size,
     )
-    if parts.objective.depends_on_batch and loader.micro_batch_size < loader.batch_size:
-        several = "micro-batches" if group.size == 1 else f"{group.size} processes with rows of their own"
-        remedy = "leave micro_batch_size out" if group.size == 1 else "train with one process"
-        raise ConfigError(
-            f"objective {recipe.objective.name} compares the rows of a batch with one another, so {several} would "
-            f"change it: {remedy}"
-        )
+    if parts.objective.depends_on_batch:
+        compares = f"objective {recipe.objective.name} compares the rows of a batch with one another"
+        if loader.micro_batch_size < loader.rank_rows:
+            raise ConfigError(f"{compares}, so micro-batches would change it: leave micro_batch_size out")
+        if group.tensor > 1:
+            raise ConfigError(f"{compares}, which does not go with parallel.tensor: use shard")
     return loader
 
 
@@ -423,8 +438,6 @@ def _run(recipe: Recipe, folder: RunFolder, parts: Parts, trainer: Trainer, obse
             stack.callback(journal.close)
             trainer.observers = [JournalObserver(journal, facts, section.log_every), *observers]
             if section.tensorboard:
-                from polyformer.training.tensorboard import TensorBoardObserver
-
                 trainer.observers.append(TensorBoardObserver(folder.path / "tensorboard"))
         with _deterministic(section.deterministic), _signals(trainer) as received:
             ended = trainer.run()
@@ -493,12 +506,19 @@ def save_model(folder: Path, parts: Parts) -> None:
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         generation["eos_token_id"] = tokenizer.eos_token_id
     network, family = parts.objective.finished(built.network, built.family)
+    values = dict(built.config_values or {})
+    if parts.objective.problem_type is not None:
+        values["problem_type"] = parts.objective.problem_type
+    if isinstance(parts.objective, ContrastivePairs):
+        settings = built.embedding_settings or EmbeddingSettings()
+        settings = dataclasses.replace(settings, pooling=parts.objective.pooling, normalize=True)
+        writers.append(partial(settings.save, size=network.config.hidden_size))
     save_network(
         network,
         family,
         folder,
         writers=writers,
-        config_values=built.config_values,
+        config_values=values,
         generation_config=generation or None,
     )
 
@@ -557,14 +577,15 @@ def _evaluation(recipe: Recipe, parts: Parts, group: Group) -> Callable[[], Iter
         if recipe.training.early_stopping is not None:
             raise ConfigError("early_stopping needs held-out data: give data.validation or data.validation_share")
         return None
-    rows = recipe.training.micro_batch_size or recipe.training.batch_size
+    compares, section = parts.objective.depends_on_batch, recipe.training
     loader = EvaluationLoader(
         parts.data.validation,
         parts.objective.held_out(),
-        batch_size=rows,
+        batch_size=section.batch_size if compares else section.micro_batch_size or section.batch_size,
         seed=recipe.seed,
         rank=group.rank,
         world_size=group.size,
+        whole_batches=compares,
     )
     return lambda: with_spares(loader)
 

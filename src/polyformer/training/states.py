@@ -193,11 +193,39 @@ def _tensors(
     """What is saved; and the optimizers' groups, which are not: they follow from the recipe and the processes."""
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
+    for optimizer in optimizers:
+        _complete(optimizer)
     weights, moments = get_state_dict(network, list(optimizers))
     tensors: dict[str, Any] = {"network": weights, "optimizers": moments["state"]}
     if average is not None:
         tensors["average"] = average.state_dict()
     return tensors, moments["param_groups"]  # type: ignore[return-value]
+
+
+def _complete(optimizer: Optimizer) -> None:
+    """An optimizer's state begins with a parameter's first gradient, but a state that is saved or loaded must have all
+    parameters in it: those that had no gradient yet (of a head that is not used, of an expert that was not chosen) get
+    the state that they would begin with."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fresh = [parameter for parameter in parameters if parameter.requires_grad and parameter not in optimizer.state]
+    if not fresh:
+        return
+    gradients = [parameter.grad for parameter in parameters]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for parameter in parameters:
+        parameter.grad = None
+    for parameter in fresh:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()  # moves nothing
+    for parameter in fresh:
+        if "step" in optimizer.state[parameter]:
+            optimizer.state[parameter]["step"] *= 0
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _nbytes(value: Any) -> int:

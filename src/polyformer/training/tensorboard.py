@@ -10,6 +10,17 @@ from polyformer.errors import ConfigError
 from polyformer.training.trainer import Evaluation, Observer, StepReport, Trainer
 
 
+def require_tensorboard() -> None:
+    """
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "training.tensorboard needs the package tensorboard: pip install 'polyformer[train]', or leave it out"
+        )
+
+
 class TensorBoardObserver(Observer):
     """Writes what ``tensorboard --logdir FOLDER`` shows: scalars of training and of the held-out data, and samples.
 
@@ -23,10 +34,7 @@ class TensorBoardObserver(Observer):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ConfigError(
-                "training.tensorboard needs the package tensorboard: pip install 'polyformer[train]', or leave it out"
-            )
+        require_tensorboard()
         self.folder = os.fspath(folder)
         self._writer: Any = None
         self._log_every = 1

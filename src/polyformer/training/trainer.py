@@ -400,9 +400,10 @@ class Trainer:
 
     def _scale_gradients(self, count: float) -> float:
         """Divide once by the global count, and clip; gives the norm before clipping."""
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        self.group.add_up(gradients)
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         scale = self.group.gradient_factor / max(count, 1e-30)
         norm = total_norm(gradients, self.group) * scale
         limit = self.settings.gradient_clipping

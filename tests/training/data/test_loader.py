@@ -236,6 +236,20 @@ def test_evaluation_reads_each_row_once_in_order(size: int, batch: int, ranks: i
     assert together == whole
 
 
+@given(size=st.integers(1, 40), batch=st.integers(1, 9), ranks=st.integers(1, 4))
+def test_evaluation_of_whole_batches(size: int, batch: int, ranks: int) -> None:
+    """Each batch is read by one rank, as one rank alone would read it, and all take equally many turns."""
+    alone = [flat([one or {}]) for one in EvaluationLoader(Numbers(size), Noisy(), batch_size=batch)]
+    parts = [
+        list(
+            EvaluationLoader(Numbers(size), Noisy(), batch_size=batch, rank=rank, world_size=ranks, whole_batches=True)
+        )
+        for rank in range(ranks)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    assert [flat([one]) for turn in zip(*parts) for one in turn if one is not None] == alone
+
+
 def test_evaluation_of_some() -> None:
     loader = EvaluationLoader(Numbers(40), Noisy(), batch_size=4, limit=6)
     assert [row for one in loader for row, _ in flat([one or {}])] == list(range(6)) and len(loader) == 2

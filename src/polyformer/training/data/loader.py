@@ -174,6 +174,7 @@ class EvaluationLoader:
 
     Args: as of `Loader`; batch_size counts the rows of all ranks together.
         limit: read so many rows at most, from the first on.
+        whole_batches: ranks get batches in turn and share none, for losses that depend on all rows of a batch.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
+        whole_batches: bool = False,
     ):
         _check_sizes(batch_size, None, rank, world_size)
         if limit is not None and limit < 1:
@@ -199,6 +201,7 @@ class EvaluationLoader:
         self.rank = rank
         self.world_size = world_size
         self.size = len(dataset) if limit is None else min(limit, len(dataset))
+        self.whole_batches = whole_batches
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -209,12 +212,21 @@ class EvaluationLoader:
         return self.objective.collate(_examples(self.dataset, self.objective, [(0, 0)], self.seed))
 
     def __iter__(self) -> Iterator[dict[str, Tensor] | None]:
-        for start in range(0, self.size, self.batch_size):
-            count = min(self.batch_size, self.size - start)
-            first, last = (count * part // self.world_size for part in (self.rank, self.rank + 1))
-            rows = [(0, start + place) for place in range(first, last)]
-            examples = _examples(self.dataset, self.objective, rows, self.seed)
+        for places in self._turns():
+            examples = _examples(self.dataset, self.objective, [(0, place) for place in places], self.seed)
             yield self.objective.collate(examples) if examples else None
+
+    def _turns(self) -> Iterator[range]:
+        """The places of the rows that this rank reads together."""
+        batches = [range(self.size)[start : start + self.batch_size] for start in range(0, self.size, self.batch_size)]
+        if self.whole_batches:
+            for first in range(0, len(batches), self.world_size):
+                number = first + self.rank
+                yield batches[number] if number < len(batches) else range(0)
+            return
+        for batch in batches:
+            first, last = (len(batch) * part // self.world_size for part in (self.rank, self.rank + 1))
+            yield batch[first:last]
 
 
 def _examples(dataset: Dataset, objective: Preparer, rows: Sequence[tuple[int, int]], seed: int) -> list[Example]:

@@ -8,8 +8,8 @@ from polyformer.training.data.loader import Dataset, Example
 
 
 class Pictures:
-    """A dataset whose ``image`` (uint8 [height, width] or [height, width, channels]) becomes ``pixel_values`` (float32
-    [channels, height, width]), prepared as the finished model will prepare its pictures.
+    """A dataset whose ``image`` (uint8 [channels, height, width], see `ImageProcessor.frame`) becomes ``pixel_values``
+    (float32, the same shape), prepared as the finished model will prepare its pictures.
 
     Raises:
         DataError: the rows have no picture.
@@ -27,5 +27,5 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Example:
         example = dict(self._dataset[index])
-        example["pixel_values"] = self._processor.pixels(example.pop(self._column)).numpy()
+        example["pixel_values"] = self._processor.normalize(example.pop(self._column)).numpy()
         return example

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import glob as globbing
@@ -65,6 +66,20 @@ def read_documents(
     else:
         documents = itertools.chain.from_iterable(_read_one(one, split, format, fields, options) for one in source)
     return documents if limit is None else itertools.islice(documents, limit)
+
+
+def beside(source: Source, value: Any) -> Any:
+    """What a document says of a picture or a sound: a path that is relative is of the folder of the source, if there is
+    such a file; anything else stays."""
+    if not isinstance(value, str) or is_sample(source):
+        return value
+    folder = Path(source)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    with contextlib.suppress(OSError):  # a text that is too long to be a path
+        if (folder / value).is_file():
+            return str(folder / value)
+    return value
 
 
 def is_sample(source: Source) -> bool:
