@@ -216,6 +216,8 @@ def test_what_is_refused(model: Model, tmp_path: Path) -> None:
         model.transcribe(silence, task="sing")
     with pytest.raises(GenerationError, match="unknown option 'beams'"):
         model.transcribe(silence, beams=3)
+    with pytest.raises(GenerationError, match="initial prompt has .* tokens, but there is room for 223: shorten it"):
+        model.transcribe(silence, initial_prompt="many words " * 200)
     with pytest.raises(CapabilityError, match="knows English only"):
         detect_language(model, silence)
     with pytest.raises(CapabilityError, match="this whisper model cannot generate; it can transcribe"):

@@ -20,10 +20,12 @@ from polyformer.training.data.store import build_store
 def test_pictures_become_what_the_processor_makes_of_them(colours: bool, tmp_path: Path) -> None:
     shape = (3, 6, 5, 3) if colours else (3, 6, 5)
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    documents = [{"image": Image.fromarray(picture), "label": number} for number, picture in enumerate(pictures)]
-    store = build_store(documents, None, tmp_path / "one", fields=(), keep=("image", "label"))
     channels = 3 if colours else 1
-    processor = ImageProcessor((8, 4), mean=(0.4,) * channels, std=(0.3,) * channels)
+    processor = ImageProcessor(8, crop=(8, 4), mean=(0.4,) * channels, std=(0.3,) * channels)
+    documents = [
+        {"image": processor.frame(Image.fromarray(picture)), "label": number} for number, picture in enumerate(pictures)
+    ]
+    store = build_store(documents, None, tmp_path / "one", fields=(), keep=("image", "label"))
     dataset = Pictures(Examples(store), processor)
     assert len(dataset) == 3
     example = dataset[2]

@@ -82,7 +82,7 @@ def transcribe(
 
     Raises:
         TokenizerError: a file is no sound, or damaged.
-        GenerationError: an unknown language, task or option.
+        GenerationError: an unknown language, task or option, or a prompt that is too long.
     """
     alone = not isinstance(sound, list)
     sounds = [sound] if alone else sound
@@ -186,6 +186,12 @@ class _Transcriber:
         self.prompt = (
             [] if not initial_prompt else tokenizer.encode(" " + initial_prompt.strip(), add_special_tokens=False)
         )
+        # How many tokens may stand before a window's own.
+        self.room = min(LONGEST, self.network.config.max_positions // 2) - 1
+        if len(self.prompt) > self.room:
+            raise GenerationError(
+                f"the initial prompt has {len(self.prompt)} tokens, but there is room for {self.room}: shorten it"
+            )
 
     def read(self, index: int, sound: Any) -> _Recording:
         samples: np.ndarray[Any, Any] = read_sound(sound, self.processor.rate)
@@ -250,8 +256,7 @@ class _Transcriber:
     def _prompt_of(self, recording: _Recording) -> list[int]:
         assert recording.language is not None
         begin = self.vocabulary.prefix(recording.language, self.task, timestamps=self.decoding.timestamps)
-        room = min(LONGEST, self.network.config.max_positions // 2) - 1
-        before = recording.tokens[recording.context_from :][-room:]
+        before = recording.tokens[recording.context_from :][-self.room :]
         return [self.vocabulary.previous, *before, *begin] if before else begin
 
     def _advance(self, recording: _Recording, window: Decoded, states: Tensor) -> list[Segment]:
