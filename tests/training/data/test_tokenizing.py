@@ -157,7 +157,7 @@ def test_ids_are_those_of_the_tokenizer(kind: str, parse_special: bool) -> None:
     check()
 
 
-@pytest.mark.parametrize("kind", ["GPT-2", "BERT", "unigram first"])
+@pytest.mark.parametrize("kind", ["GPT-2", "BERT", "unigram first", "SentencePiece"])
 def test_a_text_longer_than_a_section_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = _tokenizer(kind)
     expected = tokenizer.encode(TEXT * 3, add_special_tokens=False)
