@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 import polyformer
 from polyformer.errors import ConfigError, DataError
+from polyformer.evaluation import evaluate
 from polyformer.objectives import OBJECTIVES
 from polyformer.tokenizers.images import ImageProcessor, load_image_processor
 from polyformer.training.recipe import Recipe
@@ -200,6 +201,8 @@ def test_a_recipe_becomes_a_model_that_does_its_task(name: str, tmp_path: Path) 
         assert model.caption(picture, temperature=0).text.startswith("red field")
     if name == "image-classification":
         assert {label.label for label in model.classify(picture)} == {*COLOURS}
+        found = evaluate(model, str(tmp_path / "data.jsonl"))  # the pictures lie beside it
+        assert found.measure == "labels" and found.values["accuracy"] > 0.5
     if name == "contrastive-images":
         assert model.embed("red field 0").shape == model.embed_images(picture).shape == (16,)
 

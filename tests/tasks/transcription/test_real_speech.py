@@ -216,7 +216,7 @@ def test_what_is_refused(model: Model, tmp_path: Path) -> None:
         model.transcribe(silence, task="sing")
     with pytest.raises(GenerationError, match="unknown option 'beams'"):
         model.transcribe(silence, beams=3)
-    with pytest.raises(GenerationError, match="initial prompt has .* tokens, but there is room for 223: shorten it"):
+    with pytest.raises(GenerationError, match=r"initial prompt has .* tokens, but there is room for 223: shorten it"):
         model.transcribe(silence, initial_prompt="many words " * 200)
     with pytest.raises(CapabilityError, match="knows English only"):
         detect_language(model, silence)
