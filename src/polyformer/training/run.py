@@ -270,26 +270,24 @@ def _tokenizer(recipe: Recipe) -> TextTokenizer | None:
         return found
     assert section.train is not None
     kind = KINDS[_objective_class(recipe).reads]
-    options: dict[str, Any] = dict(section.options)
+    usual = _TOKENIZERS.get(recipe.objective.name, {"purpose": "encoder"})
+    options = {**(usual if section.purpose is None else {"purpose": section.purpose}), **section.options}
     if section.vocab_size is not None:
         options["vocab_size"] = section.vocab_size
-    if recipe.objective.name == "contrastive-images" and section.purpose is None:
-        options.setdefault("sentinels", 0)  # there are no spans to stand for
-    options["purpose"] = section.purpose or _PURPOSES.get(recipe.objective.name, "encoder")
     TokenizerPlan.of(kind=section.train, **options)  # refuses what cannot be before any data are read
     return train_tokenizer(training_texts(recipe.data, kind), section.train, **options)
 
 
-# What a tokenizer is for, by what its model is trained for; all others make an encoder.
-_PURPOSES = {
-    "causal-lm": "decoder",
-    "prefix-lm": "decoder",
-    "fill-in-the-middle": "code",
-    "span-corruption": "encoder-decoder",
-    "denoising": "denoising",
-    "sequence-to-sequence": "translation",
-    "captioning": "translation",
-    "contrastive-images": "encoder-decoder",
+# How a tokenizer is trained, by what its model is trained for; all others make an encoder.
+_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "causal-lm": {"purpose": "decoder"},
+    "prefix-lm": {"purpose": "decoder"},
+    "fill-in-the-middle": {"purpose": "code"},
+    "span-corruption": {"purpose": "encoder-decoder"},
+    "denoising": {"purpose": "denoising"},
+    "sequence-to-sequence": {"purpose": "translation"},
+    "captioning": {"purpose": "translation"},
+    "contrastive-images": {"purpose": "encoder-decoder", "sentinels": 0},  # a vector is that of the end token
 }
 
 
