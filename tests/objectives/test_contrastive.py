@@ -26,6 +26,12 @@ def pooler(method: str = "mean") -> Any:
     return encoder(pooling=core.Pooling.Config(method))
 
 
+def looker() -> Any:
+    """An encoder of pictures."""
+    patches = core.PatchEmbedding.Config(16, (4, 4), (8, 8))
+    return core.EncoderOnly.Config(core.Encoder.Config(patches, pooler().encoder.stack))
+
+
 def pairs(*, negatives: bool = False) -> list[dict[str, Any]]:
     columns = {"first_ids": texts(5, 9, 3, 7, 6), "second_ids": texts(4, 4, 8, 6, 2, seed=1)}
     if negatives:
@@ -194,6 +200,7 @@ def test_captions_of_any_length() -> None:
         (lambda: ContrastivePairs(temperature=0.0), r"temperature is 0\.0, but it must be above 0"),
         (lambda: ContrastivePairs(pooling="max"), "pooling is 'max', but it must be mean, class, last"),
         (lambda: ContrastivePairs().check(decoder()), "but this network is DecoderOnly"),
+        (lambda: ContrastivePairs().check(looker()), "with a vocabulary.* but this network is EncoderOnly without one"),
         (lambda: ContrastivePairs().check(PairEncoder.Config(pooler())), "a fixed temperature, but this PairEncoder"),
         (lambda: ContrastiveImages().check(pooler()), "text and a picture tower .* but this network is EncoderOnly"),
     ],

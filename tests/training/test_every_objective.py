@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from tests.training.test_run import losses
+from tests.training.test_run import StopAfter, losses
 from transformers import AutoConfig
 
 import polyformer
@@ -22,7 +22,6 @@ from polyformer.objectives import OBJECTIVES
 from polyformer.tokenizers.images import ImageProcessor, load_image_processor
 from polyformer.training.recipe import Recipe
 from polyformer.training.run import train
-from polyformer.training.trainer import Observer, StepReport, Trainer
 
 NAMES, PLACES = ("Ann", "Bob", "Cara", "Dan"), ("Paris", "Rome", "Oslo", "Lima")
 SENTENCES = [f"{name} {verb} to {place}" for name in NAMES for verb in ("went", "flew", "walked") for place in PLACES]
@@ -276,24 +275,12 @@ def test_pictures_are_prepared_as_for_the_weights_that_are_started_from(tmp_path
     assert polyformer.load(tmp_path / "again/model").labels == COLOURS  # type: ignore[union-attr]
 
 
-class StopAt(Observer):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_begin(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.step:
-            self.trainer.stop()
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor"])
 def test_a_network_of_which_a_part_is_not_used_goes_on(optimizer: str, tmp_path: Path) -> None:
     """BERT's pooler has no part in the vectors: it never gets a gradient."""
     recipe = recipe_for("contrastive-pairs", tmp_path, optimizer={"name": optimizer, "learning_rate": 1e-3})
     train(recipe, output=tmp_path / "whole")
-    assert train(recipe, output=tmp_path / "broken", observers=[StopAt(7)]).ended == "stopped"
+    assert train(recipe, output=tmp_path / "broken", observers=[StopAfter(7)]).ended == "stopped"
     train(recipe, output=tmp_path / "broken", resume=True)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 

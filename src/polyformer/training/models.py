@@ -62,12 +62,11 @@ def tokenizer_of(section: ModelSection) -> TextTokenizer | None:
     """The tokenizer of the model that a recipe starts from; None where it starts from none, or that has none."""
     if section.start_from is None:
         return None
-    return load_tokenizer(_folder(section.start_from))
+    return load_tokenizer(folder_of(resolve(section.start_from).path))
 
 
-def _folder(name: str) -> Path:
-    """Where a named model lies."""
-    path = resolve(name).path
+def folder_of(path: Path) -> Path:
+    """Where the files beside the weights lie."""
     return path if path.is_dir() else path.parent
 
 
@@ -125,7 +124,7 @@ def _require_end(config: Any, tokenizer: TextTokenizer | None) -> None:
     """CLIP's texts end with their token of the highest id where the config says that the end has the id 2, as it did in
     its first release: then it must be so."""
     pooling = getattr(getattr(config, "text", None), "pooling", None)
-    if tokenizer is None or pooling is None or getattr(pooling, "method", None) != "largest_id":
+    if tokenizer is None or getattr(pooling, "method", None) != "largest_id":
         return
     if tokenizer.eos_token_id != tokenizer.vocab_size - 1:
         raise ConfigError(
@@ -139,13 +138,12 @@ def _with_tokens(values: dict[str, Any], tokenizer: TextTokenizer | None, given:
     towers, those of the text's."""
     if tokenizer is None:
         return values
-    for part in ("text_config", "decoder"):
-        inner = given.get(part)
-        if isinstance(inner, dict):
-            values = {**values, part: _with_tokens({**inner}, tokenizer, inner)}
-            if part == "text_config":
-                return values
-    if "decoder" not in given:
+    text, decoder = given.get("text_config"), given.get("decoder")
+    if isinstance(text, dict):
+        return {**values, "text_config": _with_tokens({**text}, tokenizer, text)}
+    if isinstance(decoder, dict):
+        values = {**values, "decoder": _with_tokens({**decoder}, tokenizer, decoder)}
+    else:
         values.setdefault("vocab_size", tokenizer.vocab_size)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     values.update({name: number for name, number in ids.items() if number is not None and name not in given})
@@ -184,13 +182,14 @@ def _require_vocabulary(config: Any, tokenizer: TextTokenizer | None) -> None:
 
 def _from_weights(section: ModelSection, labels: Mapping[str, Any]) -> Built:
     assert section.start_from is not None
-    folder = _folder(section.start_from)
+    path = resolve(section.start_from).path
+    folder = folder_of(path)
     beside: dict[str, Any] = {
         "tokenizer": load_tokenizer(folder),
         "image_processor": load_image_processor(folder),
         "embedding_settings": read_embedding_settings(folder),
     }
-    with open_checkpoint(resolve(section.start_from).path) as checkpoint:
+    with open_checkpoint(path) as checkpoint:
         given_names = {} if checkpoint.is_gguf else checkpoint.values
         beside["config_values"] = {name: given_names[name] for name in ("id2label", "label2id") if name in given_names}
         if section.architecture is None and not labels and not section.config:

@@ -36,7 +36,7 @@ from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.data.loader import EvaluationLoader, Loader
 from polyformer.training.datasets import KINDS, Prepared, prepare, training_texts
 from polyformer.training.group import Alone, Group
-from polyformer.training.models import Built, build_model, tokenizer_of
+from polyformer.training.models import Built, build_model, folder_of, tokenizer_of
 from polyformer.training.observers import JournalObserver
 from polyformer.training.optimizers import OptimizerSettings, make_optimizers
 from polyformer.training.parallel import (
@@ -263,8 +263,7 @@ def _tokenizer(recipe: Recipe) -> TextTokenizer | None:
     if section.start_from is not None:
         from polyformer.checkpoints.catalogue import resolve
 
-        path = resolve(section.start_from).path
-        found = load_tokenizer(path if path.is_dir() else path.parent)
+        found = load_tokenizer(folder_of(resolve(section.start_from).path))
         if found is None:
             raise ConfigError(f"tokenizer.start_from: there is no tokenizer in {section.start_from}")
         return found
