@@ -133,3 +133,15 @@ def test_a_failing_benchmark_fails_all(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=FOLDER.parent)
     assert done.returncode != 0
     assert "the benchmark context failed" in done.stderr
+
+
+def test_training_growth() -> None:
+    """Two processes have the losses of one."""
+    lines, result = run(FOLDER / "training_growth.py", "--quick")
+    one, two = result["processes"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-5) and len(one["losses"]) == 4
+    for found in (one, two):
+        assert found["count"] == 20608 and any("20,608" in line for line in lines)
+        assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["step_seconds"], rel=0.01)
+        assert 2**26 < found["peak_memory_bytes"] < 2**31

@@ -405,6 +405,33 @@ def test_a_source_is_a_third_branch() -> None:
     assert stack.layers[1].feedforward.down.weight.std().item() == pytest.approx(0.02 / 3, rel=0.03)
 
 
+def test_initialization_by_the_number_of_inputs() -> None:
+    """N(0, 1/inputs), and queries as much smaller as their scores are not scaled down."""
+    torch.manual_seed(0)
+    layer = core.Layer.Config(
+        core.Attention.Config(16, 8, head_dim=40, scale=1.0),
+        core.FeedForward.Config(16, 2000),
+        core.LayerNorm.Config(16),
+        cross_attention=core.Attention.Config(16, 8, head_dim=40, source_size=50, mask=core.Bidirectional()),
+    )
+    stack = core.Stack.Config((layer,) * 2, bias=core.RelativeBias.Config(8, 500, 800), initialization="fan-in").build()
+    second = stack.layers[1]
+    expected = {
+        "attention.query": 16**-0.5 * 40**-0.5,
+        "attention.key": 16**-0.5,
+        "attention.output": 320**-0.5,
+        "cross_attention.query": 16**-0.5,  # its scores are divided by √head_dim
+        "cross_attention.value": 50**-0.5,
+        "feedforward.up": 16**-0.5,
+        "feedforward.down": 2000**-0.5,
+    }
+    for name, deviation in expected.items():
+        assert second.get_submodule(name).weight.std().item() == pytest.approx(deviation, rel=0.05), name
+    assert stack.bias.weight.std().item() == pytest.approx(16**-0.5, rel=0.05)
+    with pytest.raises(ConfigError, match="initialization is 'xavier', but it must be one of normal, fan-in"):
+        core.Stack.Config((layer,), initialization="xavier")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(

@@ -139,6 +139,22 @@ def test_t5_with_a_head_of_its_own(tmp_path: Path) -> None:
     assert family.read_config(family.write_config(network.config)) == network.config
 
 
+@pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
+def test_t5_starts_as_the_reference_does(projection: str, tmp_path: Path) -> None:
+    """Every weight is as large before training as transformers makes it: T5 does not learn from N(0, 0.02²)."""
+    sizes = {**T5_SIZES, "vocab_size": 400, "d_model": 96, "d_kv": 40, "d_ff": 150}
+    config = transformers.T5Config(**sizes, feed_forward_proj=projection)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        theirs = checkpoint.load()
+    ours = theirs.config.build()
+    for name, parameter in theirs.named_parameters():
+        if parameter.dim() == 2:
+            deviation = parameter.std().item()
+            near = pytest.approx(deviation, rel=0.1 if parameter.numel() > 999 else 0.5)
+            assert ours.get_parameter(name).std().item() == near, name
+
+
 def test_t5_encoder(tmp_path: Path) -> None:
     config = transformers.T5Config(**T5_SIZES)
     hf = saved_pair(transformers.T5EncoderModel, config, tmp_path)

@@ -26,6 +26,7 @@ from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
 from polyformer.errors import ConfigError
 
 PLACEMENTS = ("pre", "post", "sandwich", "parallel")
+INITIALIZATIONS = ("normal", "fan-in")
 
 
 class Layer(core.Module):
@@ -192,6 +193,11 @@ class Stack(core.Module):
         layers: one config a layer; they may differ (local and global attention in turn, experts every n-th).
         norm: after the last layer; None without.
         bias: positions that act on the scores of every layer alike.
+        initialization: of the matrices before training.
+            "normal": N(0, 0.02²), and what each branch adds shrunk by 1/√(branches), so that the sum keeps its size
+            (Radford et al., 2019, section 2.3).
+            "fan-in": N(0, 1/inputs); queries smaller where scores are not divided by √head_dim, so that scores begin
+            as if they were (T5's code in Mesh TensorFlow; PaLM, section 5). It goes with embeddings of N(0, 1).
 
     Attributes:
         checkpoint_layers: in training, a layer keeps only its input, and is computed once more for the gradients (Chen
@@ -203,9 +209,14 @@ class Stack(core.Module):
         layers: tuple[Layer.Config, ...]
         norm: LayerNorm.Config | RMSNorm.Config | None = None
         bias: RelativeBias.Config | ALiBi.Config | None = None
+        initialization: str = "normal"
 
         def __post_init__(self) -> None:
             require(len(self.layers) >= 1, "a stack needs at least one layer")
+            require(
+                self.initialization in INITIALIZATIONS,
+                f"initialization is {self.initialization!r}, but it must be one of {', '.join(INITIALIZATIONS)}",
+            )
             for number, layer in enumerate(self.layers):
                 require(
                     self.bias is None or self.bias.num_heads == layer.attention.num_heads,
@@ -220,16 +231,28 @@ class Stack(core.Module):
         self.norm = config.norm.build() if config.norm else None
         self.bias = config.bias.build() if config.bias else None
         self.checkpoint_layers = False
-        self._scale_residual_outputs()
+        if config.initialization == "normal":
+            self._scale_residual_outputs()
+        else:
+            self._scale_by_inputs()
 
     def _scale_residual_outputs(self) -> None:
-        """Shrink what each branch adds by 1/√(branches), so that the sum keeps its size (Radford et al., 2019,
-        section 2.3)."""
         branches = sum(2 if layer.cross_attention is None else 3 for layer in self.config.layers)
         scale = INITIAL_STANDARD_DEVIATION / branches**0.5
         for name, module in self.named_modules():
             if isinstance(module, Linear) and name.rpartition(".")[2] in ("output", "down"):
                 initialize(module.weight, scale)
+
+    def _scale_by_inputs(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Linear):
+                initialize(module.weight, module.config.in_features**-0.5)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                one = module.config
+                initialize(module.query.weight, one.hidden_size**-0.5 * one.head_dim**-0.5 / one.scale)
+        if isinstance(self.bias, RelativeBias):
+            initialize(self.bias.weight, self.config.layers[0].attention.hidden_size ** -0.5)
 
     def new_cache(self, kind: str = "dense", *, capacity: int | None = None) -> Cache:
         """An empty cache that fits these layers; see `Cache`."""

@@ -2,9 +2,9 @@
 
 SwiGLU; attention and feed-forward side by side behind one norm; one key/value head; rotary positions; no bias anywhere,
 LayerNorm's included; input and output share one embedding, which starts as N(0, 1), and logits are scaled by
-1/√hidden_size for that (section 5). The paper does not say which numbers of a head rotary positions pair: neighbours
-here, as in the work it cites (Su et al., 2021), nor what is added to the variance: 1e-5. The other matrices start as
-everywhere in this library, close to the paper's N(0, 1/inputs).
+1/√hidden_size for that; the other matrices start as N(0, 1/inputs) (section 5). The paper does not say which numbers of
+a head rotary positions pair: neighbours here, as in the work it cites (Su et al., 2021), nor what is added to the
+variance: 1e-5.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(config: ConfigReader) -> DecoderOnly.Config:
     vocab_size = config.integer("vocab_size")
     return DecoderOnly.Config(
         embedding=TokenEmbedding.Config(vocab_size, hidden, standard_deviation=1.0),
-        stack=Stack.Config((layer,) * config.integer("num_hidden_layers"), norm=layer.norm),
+        stack=Stack.Config((layer,) * config.integer("num_hidden_layers"), norm=layer.norm, initialization="fan-in"),
         head=Head.Config(hidden, vocab_size, scale=hidden**-0.5),
         max_positions=config.integer("max_position_embeddings", 2048),
     )

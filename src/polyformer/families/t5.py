@@ -45,11 +45,16 @@ def read(config: ConfigReader, name: str = "T5") -> EncoderDecoder.Config | Enco
     distance = config.integer("relative_attention_max_distance", 128)
     count = config.integer("num_layers", 6)
     vocab_size = config.integer("vocab_size", 32128)
-    embedding = TokenEmbedding.Config(vocab_size, hidden, dropout=dropout)
+    embedding = TokenEmbedding.Config(vocab_size, hidden, dropout=dropout, standard_deviation=1.0)
     reading = Layer.Config(Attention.Config(**attention, mask=Bidirectional()), feedforward, norm, dropout=dropout)
     encoder = Encoder.Config(
         embedding,
-        Stack.Config((reading,) * count, norm, RelativeBias.Config(heads, buckets, distance, bidirectional=True)),
+        Stack.Config(
+            (reading,) * count,
+            norm,
+            RelativeBias.Config(heads, buckets, distance, bidirectional=True),
+            initialization="fan-in",
+        ),
     )
     target_count = config.integer("num_decoder_layers", count)
     tied = config.flag("tie_word_embeddings", True)
@@ -61,7 +66,9 @@ def read(config: ConfigReader, name: str = "T5") -> EncoderDecoder.Config | Enco
     writing = Layer.Config(Attention.Config(**attention), feedforward, norm, cross_attention=looking, dropout=dropout)
     decoder = Decoder.Config(
         embedding,
-        Stack.Config((writing,) * target_count, norm, RelativeBias.Config(heads, buckets, distance)),
+        Stack.Config(
+            (writing,) * target_count, norm, RelativeBias.Config(heads, buckets, distance), initialization="fan-in"
+        ),
     )
     return EncoderDecoder.Config(
         encoder=encoder,
