@@ -177,7 +177,7 @@ def test_sources(tmp_path: Path) -> None:
     assert evaluate(Judge(), file, fields={"text": "body"}).notes[0].startswith("on every part of the data")
     assert not evaluate(Judge(), file, split="test", fields={"text": "body"}).notes
     assert evaluate(Judge(), file, limit=1, fields={"text": "body"}).documents == 1
-    with pytest.raises(DataError, match="has no field 'bdy'; it has body, label"):
+    with pytest.raises(DataError, match="document 1 has no field 'bdy': did you mean body"):
         evaluate(Judge(), file, fields={"text": "bdy"})
     with pytest.raises(DataError, match="validation"):
         evaluate(Judge(), file, split="validation")

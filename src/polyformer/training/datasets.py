@@ -19,7 +19,7 @@ from polyformer.training.data.cleaning import deduplicate, document_hash, part_o
 from polyformer.training.data.loader import Dataset
 from polyformer.training.data.packing import BestFit, Examples, Mixture, PackedTokens, Windows
 from polyformer.training.data.pictures import Pictures
-from polyformer.training.data.reading import beside, find_files, is_sample, read_documents, reader_options
+from polyformer.training.data.reading import beside, find_files, is_sample, read_documents, reader_options, renamed
 from polyformer.training.data.store import TokenStore, cached_store
 from polyformer.training.recipe import DataSection, SourceSection
 
@@ -151,7 +151,7 @@ def documents_of(section: DataSection, source: SourceSection, part: str, kind: K
         source.source, split=source.split, format=source.format, limit=source.limit, **options
     )
     documents = (
-        _renamed(document, source.fields, f"{source.source}, document {number}")
+        renamed(document, source.fields, f"{source.source}, document {number}")
         for number, document in enumerate(documents, 1)
     )
     names = kind.texts or None
@@ -162,19 +162,6 @@ def documents_of(section: DataSection, source: SourceSection, part: str, kind: K
         return iter(documents)
     shares = {"validation": share, "train": 1 - share}
     return (document for document in documents if part_of(document_hash(document, names), shares) == part)
-
-
-def _renamed(document: dict[str, Any], fields: Mapping[str, str], where: str) -> dict[str, Any]:
-    if not fields:
-        return document
-    result = dict(document)
-    for wanted, given in fields.items():
-        if given not in document:
-            near = difflib.get_close_matches(given, map(str, document), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(map(str, document))}"
-            raise DataError(f"{where} has no field {given!r}: {hint}")
-        result[wanted] = document[given]
-    return result
 
 
 def _with_optional(kind: Kind, section: DataSection) -> Kind:

@@ -212,6 +212,24 @@ def _renamed(
         yield chosen
 
 
+def renamed(document: Document, fields: Mapping[str, str], where: str) -> Document:
+    """The document with more names for what it holds.
+
+    Args:
+        fields: new name -> the name in the document.
+        where: what to call the document in messages.
+
+    Raises:
+        DataError: the document lacks a field.
+    """
+    result = dict(document)
+    for wanted, given in fields.items():
+        if given not in document:
+            raise DataError(f"{where} has no field {given!r}: {_nearest(given, document)}")
+        result[wanted] = document[given]
+    return result
+
+
 def _nearest(name: str, document: Document) -> str:
     near = difflib.get_close_matches(name, map(str, document), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(map(str, document))}"
