@@ -179,9 +179,52 @@ def test_each_document_of_a_row_by_itself() -> None:
     assert (np.diff(np.flatnonzero(np.diff(numbers))) > 0).all() and len(ids) == 26 + 9
     (short,) = prepared(FillInTheMiddle(rate=1.0, **MARKS), [row])
     assert len(short["input_ids"]) == len(short["document_ids"]) == 26  # no longer than it was
-    assert (short["input_ids"] == ids[:26]).all()
+    for number, document in zip([2, 5, 6], documents):  # each gives up the room that its marks take, and ends
+        text = restored(short["input_ids"][short["document_ids"] == number].tolist())[0]
+        assert text == document[:-4].tolist()
     network = built(decoder())
     check_adds(objective, network, [example, short])
+
+
+def test_the_middle_is_whole_lines() -> None:
+    """Tokens 5 and 6 begin lines. One line in half of the cases, two in a quarter; the last line only where it ends."""
+    objective = FillInTheMiddle(
+        rate=1.0, suffix_first_rate=0.0, mean_lines=2.0, newline_token_ids=(5, 6), max_length=99, **MARKS
+    )
+    text = [9, 10, 5, 11, 12, 6, 13, 5, 14, 5, 15, 16]
+    lines = {"ended": [[5, 11, 12], [6, 13], [5, 14], [5, 15, 16]], "cut": [[5, 11, 12], [6, 13], [5, 14]]}
+    for kind, end in (("ended", [4]), ("cut", [])):
+        counts: dict[int, int] = {}
+        for example in prepared(objective, [{"input_ids": np.array(text + end)}] * 2000):
+            ids = example["input_ids"].tolist()
+            assert restored(ids) == (text, "prefix first")
+            middle = ids[ids.index(3) + 1 : -1]
+            runs = [
+                (start, stop)
+                for start in range(len(lines[kind]))
+                for stop in range(start + 1, len(lines[kind]) + 1)
+                if [token for line in lines[kind][start:stop] for token in line] == middle
+            ]
+            assert len(runs) == 1, middle
+            counts[runs[0][1] - runs[0][0]] = counts.get(runs[0][1] - runs[0][0], 0) + 1
+        assert counts[1] / 2000 == pytest.approx(0.5, abs=0.04)
+        assert counts[2] / 2000 == pytest.approx(0.25, abs=0.04)
+        assert max(counts) == len(lines[kind])
+    for without in ([9, 10, 11], [9, 5, 10]):  # no whole line: cut anywhere
+        (example,) = prepared(objective, [{"input_ids": np.array(without)}])
+        assert restored(example["input_ids"].tolist())[0] == without
+    with pytest.raises(ConfigError, match=r"mean_lines is 0\.5, below 1"):
+        FillInTheMiddle(mean_lines=0.5, newline_token_ids=(5,), **MARKS)
+    with pytest.raises(ConfigError, match="needs newline_token_ids, but no token ends a line"):
+        FillInTheMiddle(mean_lines=2.0, **MARKS)
+
+
+def test_no_room_for_marks() -> None:
+    """A document that is shorter than its marks stays as it is; an empty text has an empty middle."""
+    objective = FillInTheMiddle(rate=1.0, **MARKS)
+    short, long = prepared(objective, [{"input_ids": np.array([9, 10, 11, 12])}, {"input_ids": np.arange(9, 20)}])
+    assert short["input_ids"].tolist() == [9, 10, 11, 12]
+    assert restored(long["input_ids"].tolist())[0] == list(range(9, 16)) and len(long["input_ids"]) == 11
 
 
 def test_fill_in_the_middle_settings() -> None:

@@ -81,6 +81,10 @@ class CausalLM(Objective):
             )
 
 
+_MARKS_OF_A_MIDDLE = 4
+"""<PRE>, <SUF>, <MID> and <EOT>."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FillInTheMiddle(CausalLM):
     """Next tokens of texts whose middle was moved to their end (Bavarian et al., 2022, section 3).
@@ -91,13 +95,18 @@ class FillInTheMiddle(CausalLM):
 
     Where the paper cuts between characters, this cuts between tokens: at a place that would fall within a token, a
     network trained so should be asked with the cut moved to the token's end. In a row of several documents each is
-    treated by itself (the paper's context level); a row that grows beyond its length by the new tokens is cut there.
+    treated by itself (the paper's context level). The new tokens need room: a document gives up as many at its end as
+    the row may not grow by, so that every middle keeps its end.
 
     Args:
         prefix_token_id, suffix_token_id, middle_token_id: <PRE>, <SUF>, <MID>.
         eos_token_id: <EOT>; a document that ends with it is cut before it.
         rate: the share of documents treated.
         suffix_first_rate: the share of those in SPM form.
+        mean_lines: the middle is whole lines that follow one another, so many in the mean (a geometric distribution;
+            lines as the paper's section 4.4 has them, but few, as is asked of a model by those who write); a document
+            without a whole line is cut anywhere. None cuts all documents anywhere, all ways being equally likely.
+        newline_token_ids: the tokens that a line begins with: those that hold the end of the line before.
         max_length: rows may grow to it; None keeps each at the length it had.
     """
 
@@ -107,28 +116,45 @@ class FillInTheMiddle(CausalLM):
     eos_token_id: int
     rate: float = 0.5
     suffix_first_rate: float = 0.5
+    mean_lines: float | None = None
+    newline_token_ids: tuple[int, ...] = ()
     max_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("FillInTheMiddle", rate=self.rate, suffix_first_rate=self.suffix_first_rate)
+        if self.mean_lines is not None:
+            demand(self.mean_lines >= 1, f"FillInTheMiddle: mean_lines is {self.mean_lines}, below 1")
+            demand(
+                len(self.newline_token_ids) > 0,
+                "FillInTheMiddle: mean_lines needs newline_token_ids, but no token ends a line",
+            )
 
     def prepare(self, example: Example, random: np.random.Generator) -> Example:
         ids, documents = ids_of(example), beside_tokens(example, "document_ids")
         if documents is None:
             documents = np.zeros(len(ids), np.int64)
         cuts = np.flatnonzero(np.diff(documents)) + 1
-        pieces = [
-            self._moved(piece, random) if numbers[0] >= 0 and random.random() < self.rate else piece
-            for piece, numbers in zip(np.split(ids, cuts), np.split(documents, cuts))
-        ]
+        spare = max(0, (self.max_length or 0) - len(ids))
+        pieces = []
+        for piece, numbers in zip(np.split(ids, cuts), np.split(documents, cuts)):
+            if numbers[0] >= 0 and random.random() < self.rate:
+                moved = self._moved(piece, len(piece) + spare, random)
+                spare -= len(moved) - len(piece)
+                piece = moved
+            pieces.append(piece)
         numbers = np.repeat(documents[np.concatenate([[0], cuts])], [len(piece) for piece in pieces])
-        limit = max(len(ids), self.max_length or 0)
-        return {**example, "input_ids": np.concatenate(pieces)[:limit], "document_ids": numbers[:limit]}
+        return {**example, "input_ids": np.concatenate(pieces), "document_ids": numbers}
 
-    def _moved(self, document: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        text = document[:-1] if document[-1] == self.eos_token_id else document
-        first, second = np.sort(random.integers(0, len(text) + 1, 2))
+    def _moved(self, document: np.ndarray, room: int, random: np.random.Generator) -> np.ndarray:
+        """The document with its middle at its end, in at most ``room`` tokens; as it was where that is too little."""
+        ended = document[-1] == self.eos_token_id
+        text = document[:-1] if ended else document
+        if room <= _MARKS_OF_A_MIDDLE:
+            return document
+        if len(text) > room - _MARKS_OF_A_MIDDLE:
+            text, ended = text[: room - _MARKS_OF_A_MIDDLE], False
+        first, second = self._cut(text, ended, random)
         prefix, middle, suffix = text[:first], text[first:second], text[second:]
         before, after, between, end = (
             np.array([number], document.dtype)
@@ -137,6 +163,19 @@ class FillInTheMiddle(CausalLM):
         if random.random() < self.suffix_first_rate:
             return np.concatenate([before, after, suffix, between, prefix, middle, end])
         return np.concatenate([before, prefix, after, suffix, between, middle, end])
+
+    def _cut(self, text: np.ndarray, ended: bool, random: np.random.Generator) -> tuple[int, int]:
+        """Where the middle begins and ends."""
+        if self.mean_lines is not None:
+            ends = np.flatnonzero(np.isin(text, self.newline_token_ids))
+            if ended:  # otherwise the last line goes on beyond the row
+                ends = np.append(ends, len(text))
+            if len(ends) > 1:
+                count = min(int(random.geometric(1 / self.mean_lines)), len(ends) - 1)
+                start = int(random.integers(0, len(ends) - count))
+                return int(ends[start]), int(ends[start + count])
+        first, second = np.sort(random.integers(0, len(text) + 1, 2))
+        return int(first), int(second)
 
     def check(self, config: Config) -> None:
         super().check(config)

@@ -331,6 +331,7 @@ def known_ids(tokenizer: TextTokenizer | None, network: Any) -> dict[str, Any]:
     values["vocab_size"] = tokenizer.vocab_size
     values["continuation_token_ids"] = _ids_where(tokenizer, lambda token: token.startswith("##"))
     values["sentence_end_token_ids"] = _ids_where(tokenizer, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
+    values["newline_token_ids"] = _ids_where(tokenizer, lambda token: "\n" in token or "Ċ" in token)
     values["sentinel_token_ids"] = tokenizer.sentinel_token_ids
     values.update({f"{part}_token_id": number for part, number in tokenizer.fill_in_the_middle_ids.items()})
     return values
