@@ -212,7 +212,7 @@ def _renamed(
         yield chosen
 
 
-def renamed(document: Document, fields: Mapping[str, str], where: str) -> Document:
+def renamed(document: Mapping[str, Any], fields: Mapping[str, str], where: str) -> Document:
     """The document with more names for what it holds.
 
     Args:
@@ -230,7 +230,7 @@ def renamed(document: Document, fields: Mapping[str, str], where: str) -> Docume
     return result
 
 
-def _nearest(name: str, document: Document) -> str:
+def _nearest(name: str, document: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, map(str, document), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(map(str, document))}"
 
