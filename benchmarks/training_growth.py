@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import resource
-import socket
 import statistics
 import subprocess
 import sys
@@ -46,7 +45,7 @@ class Point:
     tokens: int = 2048
     processes: int = 1
 
-    def recipe(self, folder: Path, steps: int) -> dict[str, Any]:
+    def recipe(self, steps: int) -> dict[str, Any]:
         """The recipe as values."""
         return {
             "name": "growth",
@@ -86,7 +85,7 @@ PROCESSES = tuple(Point("10M", 384, 6, 256, 4096, processes) for processes in (1
 QUICK = (Point("tiny", 32, 1, 32, 64), Point("tiny", 32, 1, 32, 64, 2))
 
 
-def measure(point: Point, steps: int) -> dict[str, Any]:
+def measure(point: Point, steps: int, cores: int) -> dict[str, Any]:
     """Train for so many steps and read the journal.
 
     Raises:
@@ -95,13 +94,12 @@ def measure(point: Point, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = folder / "recipe.json"  # JSON is YAML too
-        recipe.write_text(json.dumps(point.recipe(folder, steps)))
+        recipe.write_text(json.dumps(point.recipe(steps)))
         train = ["polyformer", "train", str(recipe), "--output", str(folder / "run")]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // point.processes))}
         command = [sys.executable, "-m", *train]
         if point.processes > 1:
-            shared = ["torch.distributed.run", f"--nproc-per-node={point.processes}", f"--master-port={free_port()}"]
+            shared = ["torch.distributed.run", "--standalone", f"--nproc-per-node={point.processes}"]
             command = [sys.executable, "-m", *shared, "-m", *train]
         with (folder / "output").open("w+") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -132,12 +130,6 @@ def read_journal(run: Path, point: Point) -> dict[str, Any]:
 def memory_of(usage: resource.struct_rusage) -> int:
     """The most that the process, or one that it began, held at once, in bytes."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -186,7 +178,7 @@ def main() -> None:
     for title, points in groups.items():
         results[title] = found = []
         for point in points:
-            found.append(measure(point, options.steps))
+            found.append(measure(point, options.steps, machine["cores"]))
         rows = [
             [
                 f"{one['count']:,}",

@@ -16,7 +16,7 @@ from polyformer.evaluation.language import evaluate_language
 from polyformer.evaluation.retrieval import evaluate_retrieval
 from polyformer.evaluation.written import evaluate_summary, evaluate_translation
 from polyformer.generation.settings import GenerationSettings
-from polyformer.training.data.reading import Source, beside, read_documents, renamed
+from polyformer.training.data.reading import Source, beside, read_documents, with_names
 
 MEASURES: Mapping[str, Callable[..., Evaluation]] = {
     "language": evaluate_language,
@@ -69,7 +69,8 @@ def evaluate(
     if not documents:
         part = "" if split is None else f" in its part {split!r}"
         raise DataError(f"{source} holds no document{part}")
-    documents = [renamed(one, fields or {}, f"document {number}") for number, one in enumerate(documents, 1)]
+    if fields:
+        documents = [with_names(one, fields, f"document {number}") for number, one in enumerate(documents, 1)]
     if isinstance(source, (str, os.PathLike)):
         documents = [
             {**document, "image": beside(source, document["image"])} if "image" in document else document

@@ -19,7 +19,7 @@ from polyformer.training.data.cleaning import deduplicate, document_hash, part_o
 from polyformer.training.data.loader import Dataset
 from polyformer.training.data.packing import BestFit, Examples, Mixture, PackedTokens, Windows
 from polyformer.training.data.pictures import Pictures
-from polyformer.training.data.reading import beside, find_files, is_sample, read_documents, reader_options, renamed
+from polyformer.training.data.reading import beside, find_files, is_sample, read_documents, reader_options, with_names
 from polyformer.training.data.store import TokenStore, cached_store
 from polyformer.training.recipe import DataSection, SourceSection
 
@@ -150,10 +150,11 @@ def documents_of(section: DataSection, source: SourceSection, part: str, kind: K
     documents: Iterable[dict[str, Any]] = read_documents(
         source.source, split=source.split, format=source.format, limit=source.limit, **options
     )
-    documents = (
-        renamed(document, source.fields, f"{source.source}, document {number}")
-        for number, document in enumerate(documents, 1)
-    )
+    if source.fields:
+        documents = (
+            with_names(document, source.fields, f"{source.source}, document {number}")
+            for number, document in enumerate(documents, 1)
+        )
     names = kind.texts or None
     if section.deduplicate is not None:
         documents = deduplicate(documents, section.deduplicate, fields=names)

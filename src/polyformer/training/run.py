@@ -329,17 +329,17 @@ def known_ids(tokenizer: TextTokenizer | None, network: Any) -> dict[str, Any]:
             values[f"{role}_token_id"] = number
     values["special_token_ids"] = tuple(sorted(tokenizer.special_token_ids))
     values["vocab_size"] = tokenizer.vocab_size
-    values["continuation_token_ids"] = _ids_where(tokenizer, lambda token: token.startswith("##"))
-    values["sentence_end_token_ids"] = _ids_where(tokenizer, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
-    values["newline_token_ids"] = _ids_where(tokenizer, lambda token: "\n" in token or "Ċ" in token)
+    tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
+    values["continuation_token_ids"] = _ids_where(tokens, lambda token: token.startswith("##"))
+    values["sentence_end_token_ids"] = _ids_where(tokens, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
+    values["newline_token_ids"] = _ids_where(tokens, lambda token: "\n" in token or "Ċ" in token)
     values["sentinel_token_ids"] = tokenizer.sentinel_token_ids
     values.update({f"{part}_token_id": number for part, number in tokenizer.fill_in_the_middle_ids.items()})
     return values
 
 
-def _ids_where(tokenizer: TextTokenizer, wanted: Callable[[str], bool]) -> tuple[int, ...]:
-    tokens = ((number, tokenizer.id_to_token(number)) for number in range(tokenizer.vocab_size))
-    return tuple(number for number, token in tokens if token is not None and wanted(token))
+def _ids_where(tokens: Sequence[str | None], wanted: Callable[[str], bool]) -> tuple[int, ...]:
+    return tuple(number for number, token in enumerate(tokens) if token is not None and wanted(token))
 
 
 def _image_processor(built: Built) -> ImageProcessor:

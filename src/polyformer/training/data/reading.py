@@ -212,18 +212,18 @@ def _renamed(
         yield chosen
 
 
-def renamed(document: Mapping[str, Any], fields: Mapping[str, str], where: str) -> Document:
+def with_names(document: Mapping[str, Any], names: Mapping[str, str], where: str) -> Document:
     """The document with more names for what it holds.
 
     Args:
-        fields: new name -> the name in the document.
+        names: new name -> the name in the document.
         where: what to call the document in messages.
 
     Raises:
         DataError: the document lacks a field.
     """
     result = dict(document)
-    for wanted, given in fields.items():
+    for wanted, given in names.items():
         if given not in document:
             raise DataError(f"{where} has no field {given!r}: {_nearest(given, document)}")
         result[wanted] = document[given]
