@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import enum
 import gzip
+import inspect
 import io
 import json
+import json.decoder
 import sys
 import tarfile
+import textwrap
 import wave
 import zipfile
 from pathlib import Path
@@ -18,6 +24,7 @@ import pytest
 
 from polyformer.checkpoints.transfer import CorruptDownloadError, UnreachableError
 from polyformer.errors import ConfigError, DownloadError
+from polyformer.training.data import samples
 from polyformer.training.data.samples import (
     code,
     descriptions,
@@ -203,6 +210,99 @@ def test_modules_and_functions(tmp_path: Path) -> None:
     assert function["text"] == '@property\ndef f(self):\n    """Doc.\n\n    More."""\n    return 1\n'
     assert (function["name"], function["docstring"]) == ("f", "Doc.\n\nMore.")
     assert list(code.functions(found["broken.py"])) == []
+
+
+PROSE = """#!/usr/bin/python
+'''What it is.'''
+
+import a  # the first
+
+# A section
+
+
+def f(x):
+    '''Doc.
+
+    # no comment
+    '''
+
+    # why
+    return '# no comment'  # é
+
+class Error(Exception):
+    'Nothing else.'
+    'And again.'
+
+class Short: 'é'; y = 1
+if x:
+    "only"
+else: "only"
+z = '''a
+
+
+# text
+'''"""
+
+BARE = """import a
+
+
+def f(x):
+    return '# no comment'
+
+class Error(Exception):
+    pass
+
+class Short: pass; y = 1
+if x:
+    pass
+else: pass
+z = '''a
+
+
+# text
+'''"""
+
+
+def test_code_without_prose() -> None:
+    assert code.without_prose(PROSE) == BARE
+    assert code.without_prose(BARE) == BARE
+    assert code.without_prose("def f(:\n") is None
+    assert code.without_prose("# only\n'''this'''\n") == ""
+
+
+class WithoutStrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if getattr(node, "body", None) == [] and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+@pytest.mark.parametrize("module", [ast, argparse, enum, json.decoder, textwrap, zipfile])
+def test_code_without_prose_does_the_same(module: ModuleType) -> None:
+    source = inspect.getsource(module)
+    bare = code.without_prose(source)
+    assert bare is not None and len(bare) < len(source)
+    assert ast.dump(ast.parse(bare)) == ast.dump(WithoutStrings().visit(ast.parse(source)))
+
+
+def test_prose_is_left_out_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYFORMER_CACHE", str(tmp_path / "cache"))
+    library = tmp_path / "library"
+    library.mkdir()
+    for name, text in {"a.py": GOOD, "b.py": "# only this\n", "c.py": "def f(:\n", "abc.py": "x = 1\n"}.items():
+        (library / name).write_text(text)
+    monkeypatch.setattr(code, "_library", lambda: library)
+    whole = {each["path"]: each for each in samples.read("python-stdlib")}
+    bare = {each["path"]: each for each in samples.read("python-stdlib", prose=False)}
+    assert list(whole) == ["a.py", "abc.py", "b.py", "c.py"] and list(bare) == ["a.py", "abc.py"]
+    assert whole["a.py"]["text"] == GOOD and list(samples.read("python-stdlib", prose=True)) == list(whole.values())
+    assert bare["a.py"] == {**whole["a.py"], "text": code.without_prose(GOOD)} and "Doc" not in bare["a.py"]["text"]
+    with pytest.raises(ConfigError, match="prose is 'no', but it is true or false"):
+        list(samples.read("python-stdlib", prose="no"))
 
 
 # Words

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
 import json
 import platform
 import sysconfig
 import textwrap
+import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from polyformer.checkpoints.transfer import ProgressCallback
-from polyformer.errors import DataError
+from polyformer.errors import ConfigError, DataError
 from polyformer.training.data.cleaning import part_of
 from polyformer.training.data.formats import ReaderOptions, read_python
 from polyformer.training.data.samples.base import Document, Sample
@@ -61,13 +63,98 @@ def modules(library: Path) -> Iterator[Document]:
             }
 
 
-def functions(module: Document) -> Iterator[Document]:
-    """Functions and methods with a docstring, from their first decorator on and with their indentation taken off."""
+def _read_modules(folder: Path, prose: bool = True) -> Iterator[Document]:
+    if not isinstance(prose, bool):
+        raise ConfigError(f"prose is {prose!r}, but it is true or false")
+    return read_stored(folder) if prose else _bare_modules(read_stored(folder))
+
+
+def _bare_modules(documents: Iterator[Document]) -> Iterator[Document]:
+    for document in documents:
+        text = without_prose(document["text"])
+        if text is not None and text.strip():
+            yield {**document, "text": text}
+
+
+def without_prose(source: str) -> str | None:
+    """Python without its comments and docstrings, nor other strings that stand alone; None if it is no Python.
+
+    A body that held nothing else says ``pass``.
+    """
+    tree = _parse(source)
+    if tree is None:
+        return None
+    lines = [line.encode() for line in io.StringIO(source, newline="\n")]
+    touched: dict[int, bool] = {}  # number of a line that something was cut out of -> whether it was a docstring
+    for line, column in _comments(source):
+        text = lines[line - 1].decode()
+        lines[line - 1] = (text[:column].rstrip() + "\n").encode()
+        touched[line] = False
+    # From the last to the first, so that what stands before keeps its place.
+    for statement, first_of_block, alone in sorted(_strings(tree), key=lambda found: -found[0].lineno):
+        first, last = statement.lineno, statement.end_lineno or statement.lineno
+        before, after = lines[first - 1][: statement.col_offset], lines[last - 1][statement.end_col_offset :]
+        needed = alone or before.strip() or after.strip()
+        lines[first - 1 : last] = [before + (b"pass" if needed else b"") + after, *[b""] * (last - first)]
+        touched.update(dict.fromkeys(range(first, last + 1), first_of_block))
+    return "".join(_joined(lines, touched)).lstrip("\n")
+
+
+def _joined(lines: list[bytes], touched: dict[int, bool]) -> Iterator[str]:
+    """The lines but those that nothing is left of. Of the blank lines around a comment the longer run stays, of those
+    around a docstring the first, which is the one before it."""
+    runs: list[list[bytes]] = [[]]
+    docstring = False
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            blank = runs[0] if docstring else max(runs, key=len)
+            yield from (one.decode() for one in (*blank, line))
+            runs, docstring = [[]], False
+        elif number in touched:
+            runs.append([])
+            docstring = docstring or touched[number]
+        else:
+            runs[-1].append(line)
+    yield from (one.decode() for one in runs[0])
+
+
+def _comments(source: str) -> list[tuple[int, int]]:
+    tokens = tokenize.generate_tokens(io.StringIO(source, newline="\n").readline)
+    return [token.start for token in tokens if token.type == tokenize.COMMENT]
+
+
+def _strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool, bool]]:
+    """Statements that are a string and nothing else; whether one begins its block; and whether this one has to be
+    replaced, because the block would be empty without such."""
+    for node in ast.walk(tree):
+        for block in ("body", "orelse", "finalbody"):
+            statements = getattr(node, block, None)
+            if not isinstance(statements, list):
+                continue
+            found = [one for one in statements if isinstance(one, ast.Expr) and _is_string(one.value)]
+            nothing_else = len(found) == len(statements) and not isinstance(node, ast.Module)
+            for statement in found:
+                begins = statement is statements[0]
+                yield statement, begins, begins and nothing_else
+
+
+def _is_string(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _parse(source: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(module["text"])
+            return ast.parse(source)
     except (SyntaxError, ValueError):
+        return None
+
+
+def functions(module: Document) -> Iterator[Document]:
+    """Functions and methods with a docstring, from their first decorator on and with their indentation taken off."""
+    tree = _parse(module["text"])
+    if tree is None:
         return
     lines = module["text"].splitlines(keepends=True)
     for node in ast.walk(tree):
@@ -105,8 +192,9 @@ SAMPLES = (
         source=_SOURCE,
         fields={"text": "the source", "path": "within the library", "group": _GROUP},
         splits=SPLITS,
+        options={"prose": "false leaves comments and docstrings out, and modules that do not parse (true)"},
         fetch=_fetch_modules,
-        read=read_stored,
+        read=_read_modules,
     ),
     Sample(
         name="python-functions",
