@@ -66,6 +66,19 @@ def test_learned(offset: int, random_module: Any) -> None:
     assert torch.equal(part(positions, torch.float64), part.weight[positions + offset])
 
 
+@pytest.mark.parametrize("offset", [0, 2])
+def test_fixed_vectors_are_sinusoids(offset: int) -> None:
+    part = core.Learned.Config(1500, 8, offset, fixed=True).build()
+    assert not part.weight.requires_grad
+    table = part(torch.tensor([[0, 1, 1499]]), torch.float32)[0]
+    assert table[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    rates = torch.tensor([1, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4], dtype=torch.float64)
+    expected = torch.cat([(1499 * rates).sin(), (1499 * rates).cos()])
+    torch.testing.assert_close(table[2], expected.float(), atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="hidden_size is 5, but sinusoids need an even one above 2"):
+        core.Learned.Config(10, 5, fixed=True)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # On the scores
 

@@ -67,6 +67,15 @@ def test_shorter_sound_reads_the_first_positions(tmp_path: Path) -> None:
         network.encode(input_features=sound(40)["input_features"])
 
 
+def test_positions_of_the_sound_begin_as_published_and_stay() -> None:
+    network: Any = find_family("whisper").read_config(make_config().to_dict()).build()
+    theirs = transformers.WhisperModel(make_config()).get_encoder().embed_positions.weight
+    positions = network.encoder.embedding.positions.weight
+    close(positions, theirs, 1e-6, "positions")
+    assert not positions.requires_grad and not theirs.requires_grad
+    assert network.decoder.embedding.positions.weight.requires_grad
+
+
 def test_what_is_refused() -> None:
     values = make_config().to_dict()
     with pytest.raises(ConfigError, match="scale_embedding=True is not supported"):

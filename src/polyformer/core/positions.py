@@ -37,7 +37,7 @@ class Sinusoidal(core.Module):
         hidden_size: d.
         base: 10000 in the paper.
         interleaved: sines and cosines alternate as in the paper; else all sines first, then all cosines
-            (tensor2tensor, Marian, Whisper).
+            (tensor2tensor, Marian).
         offset: the p of the first position (fairseq begins after the id of padding).
     """
 
@@ -73,6 +73,8 @@ class Learned(core.Module):
         max_positions: the number of positions.
         hidden_size: the length of each vector.
         offset: the table's row of position 0 (2 in BART and OPT, which keep rows for padding).
+        fixed: the vectors are kept with the weights but not trained: without given ones they are sines, then cosines,
+            whose wavelengths go from 2π to 10000 · 2π in equal factors (Whisper's encoder).
     """
 
     @dataclass(frozen=True)
@@ -80,12 +82,31 @@ class Learned(core.Module):
         max_positions: int
         hidden_size: int
         offset: int = 0
+        fixed: bool = False
+
+        def __post_init__(self) -> None:
+            require(
+                not self.fixed or (self.hidden_size % 2 == 0 and self.hidden_size > 2),
+                f"hidden_size is {self.hidden_size}, but sinusoids need an even one above 2",
+            )
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.empty(config.max_positions + config.offset, config.hidden_size))
-        initialize(self.weight)
+        table = torch.empty(config.max_positions + config.offset, config.hidden_size)
+        self.weight = nn.Parameter(table, requires_grad=not config.fixed)
+        if config.fixed:
+            with torch.no_grad():
+                self.weight.copy_(self._sinusoids())
+        else:
+            initialize(self.weight)
+
+    def _sinusoids(self) -> Tensor:
+        device, offset = self.weight.device, self.config.offset
+        rates = 10000.0 ** -torch.linspace(0, 1, self.config.hidden_size // 2, dtype=torch.float64, device=device)
+        positions = torch.arange(-offset, self.config.max_positions, dtype=torch.float64, device=device)
+        angles = positions[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """positions [rows, new], each below max_positions -> [rows, new, hidden_size]."""

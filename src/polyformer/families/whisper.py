@@ -95,7 +95,7 @@ def read(config: ConfigReader) -> EncoderDecoder.Config:
     frames = FrameEmbedding.Config(
         hidden,
         config.integer("num_mel_bins", 80),
-        Learned.Config(config.integer("max_source_positions", 1500), hidden),
+        Learned.Config(config.integer("max_source_positions", 1500), hidden, fixed=True),
         dropout=dropout,
     )
     return EncoderDecoder.Config(

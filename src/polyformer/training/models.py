@@ -250,7 +250,8 @@ def _freeze(network: nn.Module, beginnings: Sequence[str]) -> None:
             parts = sorted({name.partition(".")[0] for name in names})
             raise ConfigError(f"model.freeze: no parameter begins with {beginning!r}; the parts are {', '.join(parts)}")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(beginnings)) if beginnings else True)
+        if name.startswith(tuple(beginnings)):
+            parameter.requires_grad_(False)
 
 
 def count_parameters(config: Any) -> int:
