@@ -246,6 +246,13 @@ def test_frames(strides: tuple[int, ...], kernel_size: int, frames: int, random_
     assert result.shape[1] == length
 
 
+def test_layers_get_rows_in_order_and_not_those_of_a_convolution(random_module: Any) -> None:
+    """Otherwise the order stays to the last layer, and every norm copies."""
+    frames = core.FrameEmbedding.Config(6, 5, core.Sinusoidal.Config(6))
+    assert random_module(frames)(random(2, 5, 8)).is_contiguous()
+    assert random_module(replace(PATCHES, class_token=False))(random(2, PATCHES.channels, 4, 9)).is_contiguous()
+
+
 def test_frames_are_whispers_by_default() -> None:
     """One convolution of every frame, one of every second, both with GELU."""
     config = core.FrameEmbedding.Config(6, 5, core.Sinusoidal.Config(6))

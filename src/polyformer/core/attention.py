@@ -188,19 +188,20 @@ class Attention(Packable):
         Queries and keys go together as long as they can: at one token, the number of calls is what costs.
         """
         group = self.config.num_heads // self.config.num_key_value_heads  # query heads that share one key
-        if self.query_norm is None:
-            joined = self._heads(self.project_together(inputs), None)
+        turning: Tensor | None = None
+        if self.joint is not None and self.query_norm is None:
+            joined = self._heads(self.joint(inputs), None)
             shared = joined.shape[1] // (group + 2)
             turning, values = joined.split([(group + 1) * shared, shared], dim=1)
+            queries, keys = turning.split([group * shared, shared], dim=1)
         else:
             query, key, value = self.project(inputs)
-            parts = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
-            turning, values = torch.cat(parts, dim=1), self._heads(value, None)
+            queries, keys = self._heads(query, self.query_norm), self._heads(key, self.key_norm)
+            values = self._heads(value, None)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
         if rotary is not None and not rotary.turns_stored_keys:
-            turning = rotary(turning, span.queries, span)
-        shared = values.shape[1]
-        queries, keys = turning.split([group * shared, shared], dim=1)
+            turned = rotary(torch.cat([queries, keys], dim=1) if turning is None else turning, span.queries, span)
+            queries, keys = turned.split([queries.shape[1], keys.shape[1]], dim=1)
         if store is not None:
             keys, values = store.append(keys, values)
         if rotary is not None and rotary.turns_stored_keys:

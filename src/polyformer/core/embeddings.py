@@ -203,7 +203,7 @@ class PatchEmbedding(core.Module):
         )
         patches = functional.conv2d(pixel_values, self.weight, self.bias, stride=tuple(config.patch_size))
         grid = (patches.shape[2], patches.shape[3])
-        hidden = patches.flatten(2).mT
+        hidden = patches.flatten(2).mT.contiguous()  # the layers would keep the order of the convolution
         if masked_patches is not None:
             require(self.mask_token is not None, "masked_patches were given, but this network has no mask token")
             assert self.mask_token is not None
@@ -299,7 +299,8 @@ class FrameEmbedding(core.Module):
         hidden = input_features
         for convolution in self.convolutions:
             hidden = self.activation(convolution(hidden))
-        hidden = hidden.mT
+        # In the order of the layers, which would keep that of the convolutions to their end, and be slower for it
+        hidden = hidden.mT.contiguous()
         count = hidden.shape[1]
         if isinstance(self.config.positions, Learned.Config):
             longest = self.config.positions.max_positions

@@ -44,12 +44,6 @@ class Packable(core.Module):
             return self.joint.split(inputs)
         return tuple(linear(inputs) for linear in self.joint_linears())
 
-    def project_together(self, inputs: Tensor) -> Tensor:
-        """The results of all ``joint_linears`` side by side, [..., sum of out_features]."""
-        if self.joint is not None:
-            return self.joint(inputs)
-        return torch.cat([linear(inputs) for linear in self.joint_linears()], dim=-1)
-
     def pack(self) -> None:
         """Pack the weights, if this machine gains by it and every map still is a plain `Linear`."""
         linears = self.joint_linears()
