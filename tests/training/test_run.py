@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import polyformer
 from polyformer.errors import ConfigError, DataError, PolyformerError, TrainingError
+from polyformer.tokenizers.text import TextTokenizer
 from polyformer.training.recipe import Recipe, parse_recipe, read_recipe
-from polyformer.training.run import check_recipe, train
+from polyformer.training.run import check_recipe, known_ids, train
 from polyformer.training.run_folder import Journal, read_journal
 from polyformer.training.trainer import Observer, StepReport, Trainer
 
@@ -283,6 +286,23 @@ def test_what_reads_one_document_a_row_is_not_packed(texts: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=rf"data.packing '{packing}' .* denoising reads one document"):
         train(recipe, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "decoder", "lines"),
+    [
+        (["a", "b\n", "\n\n", "Ċ"], None, [1, 2]),
+        (["a", "Ċ", "ĠĊĊ", "c"], decoders.ByteLevel(), [1, 2]),
+        (["<0x09>", "<0x0A>", "▁a", "Ċ"], decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]), [1]),
+        (["a", "##b"], decoders.WordPiece(), []),
+    ],
+)
+def test_tokens_that_end_a_line(tokens: list[str], decoder: decoders.Decoder | None, lines: list[int]) -> None:
+    backend = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0]))
+    if decoder is not None:
+        backend.decoder = decoder
+    network = SimpleNamespace(config=SimpleNamespace())
+    assert known_ids(TextTokenizer(backend), network)["newline_token_ids"] == tuple(lines)
 
 
 def test_a_compiled_network_is_compiled(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,7 +332,9 @@ def known_ids(tokenizer: TextTokenizer | None, network: Any) -> dict[str, Any]:
     tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
     values["continuation_token_ids"] = _ids_where(tokens, lambda token: token.startswith("##"))
     values["sentence_end_token_ids"] = _ids_where(tokens, lambda token: token.strip("▁Ġ") in (".", "!", "?"))
-    values["newline_token_ids"] = _ids_where(tokens, lambda token: "\n" in token or "Ċ" in token)
+    # As it is, in GPT-2's spelling of bytes (elsewhere Ċ is a letter), or as SentencePiece's byte
+    perhaps = _ids_where(tokens, lambda token: any(mark in token for mark in ("\n", "Ċ", "<0x0A>")))
+    values["newline_token_ids"] = tuple(number for number in perhaps if "\n" in tokenizer.decode([number]))
     values["sentinel_token_ids"] = tokenizer.sentinel_token_ids
     values.update({f"{part}_token_id": number for part, number in tokenizer.fill_in_the_middle_ids.items()})
     return values
