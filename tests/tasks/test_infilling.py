@@ -57,8 +57,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return prompts
 
 
-def test_the_model_is_asked_as_it_was_trained(model: Any, tokenizer: Any, asked: list[list[int]]) -> None:
-    found = model.infill(("import math", "return radius"), max_new_tokens=4)
+@pytest.mark.parametrize("suffix_first", [False, True])
+def test_the_model_is_asked_as_it_was_trained(
+    model: Any, tokenizer: Any, asked: list[list[int]], suffix_first: bool
+) -> None:
+    found = model.infill(("import math", "return radius"), max_new_tokens=4, suffix_first=suffix_first)
     marks = tokenizer.fill_in_the_middle_ids
     objective = FillInTheMiddle(
         prefix_token_id=marks["prefix"],
@@ -66,7 +69,7 @@ def test_the_model_is_asked_as_it_was_trained(model: Any, tokenizer: Any, asked:
         middle_token_id=marks["middle"],
         eos_token_id=tokenizer.eos_token_id,
         rate=1.0,
-        suffix_first_rate=0.0,
+        suffix_first_rate=float(suffix_first),
         max_length=99,
     )
     before, after = tokenizer.encode("import math"), tokenizer.encode("return radius")
@@ -83,7 +86,10 @@ def test_the_model_is_asked_as_it_was_trained(model: Any, tokenizer: Any, asked:
             return np.array([len(before), len(before)])
 
     trained = objective.prepare({"input_ids": text}, Cuts())["input_ids"].tolist()  # type: ignore[arg-type]
-    assert asked == [[marks["prefix"], *before, marks["suffix"], *after, marks["middle"]]]
+    if suffix_first:
+        assert asked == [[marks["prefix"], marks["suffix"], *after, marks["middle"], *before]]
+    else:
+        assert asked == [[marks["prefix"], *before, marks["suffix"], *after, marks["middle"]]]
     assert trained == [*asked[0], tokenizer.eos_token_id]
     assert found.text == "import math" + found.middle + "return radius"
 

@@ -60,6 +60,7 @@ def evaluate(
     length: Annotated[int | None, typer.Option("--length", help="language: tokens of a window.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="language: tokens between windows.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", help="infilling: lines of each module.")] = None,
+    suffix_first: opt.SuffixFirst = False,
     source_length: Annotated[
         int | None, typer.Option("--source-length", help="translation, summary: longer sources are cut to it.")
     ] = None,
@@ -82,6 +83,7 @@ def evaluate(
         length=length,
         stride=stride,
         lines=lines,
+        suffix_first=suffix_first or None,
         source_length=source_length,
         prefix=prefix,
         num_beams=num_beams,

@@ -42,6 +42,7 @@ def infill(
     num_beams: opt.NumBeams = None,
     stop: opt.Stop = None,
     seed: opt.Seed = None,
+    suffix_first: opt.SuffixFirst = False,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Leave out what is far from the gap, where the text is too long.")
     ] = False,
@@ -65,7 +66,7 @@ def infill(
     )
     loaded = load(model, dtype=dtype, device=device, revision=revision)
     with work_bar("filling in") as progress:
-        results = loaded.infill(gaps, truncate=truncate, progress=progress, **options)
+        results = loaded.infill(gaps, suffix_first=suffix_first, truncate=truncate, progress=progress, **options)
     for one in results:
         if as_json:
             inputs.print_json(**one.to_json())

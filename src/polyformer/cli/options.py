@@ -120,6 +120,10 @@ LengthPenalty = Annotated[
     float | None,
     typer.Option("--length-penalty", help="Beams: above 0 favours long texts.", rich_help_panel=_SEARCH),
 ]
+SuffixFirst = Annotated[
+    bool,
+    typer.Option("--suffix-first", help="Filling in: ask with what follows the gap first. Small models do better so."),
+]
 EarlyStopping = Annotated[
     bool, typer.Option("--early-stopping", help="Beams: end with enough finished ones.", rich_help_panel=_SEARCH)
 ]

@@ -23,6 +23,7 @@ def evaluate_infilling(
     lines: int = 8,
     seed: int = 0,
     max_new_tokens: int = 48,
+    suffix_first: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -36,6 +37,7 @@ def evaluate_infilling(
     Args:
         lines: of each module, drawn without repetition.
         seed: of the draw.
+        suffix_first: how the model is asked; see `infill`.
 
     Returns:
         values "exact" (the very line, its indentation included), "valid" (the whole module parses with it);
@@ -59,7 +61,7 @@ def evaluate_infilling(
             gaps.append((text[:start], text[start:end], text[end:]))
     if not gaps:
         raise DataError("no document is Python with a line to take out")
-    asked = dict(max_new_tokens=max_new_tokens, truncate=True, **options)
+    asked = dict(max_new_tokens=max_new_tokens, suffix_first=suffix_first, truncate=True, **options)
     total = 2 * len(gaps)
 
     def write(ask: list[tuple[str, str]], before: int) -> list[str]:

@@ -44,17 +44,21 @@ def infill(
     gaps: Sequence[tuple[str, str]],
     *,
     max_new_tokens: int | None = None,
+    suffix_first: bool = False,
     truncate: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> list[Infilling]:
-    """Fill gaps: the model is asked as ``<PRE> prefix <SUF> suffix <MID>`` (Bavarian et al., 2022, section 3, PSM).
+    """Fill gaps: the model is asked as ``<PRE> prefix <SUF> suffix <MID>`` (Bavarian et al., 2022, section 3, PSM), or
+    as ``<PRE> <SUF> suffix <MID> prefix`` (SPM, in the variant of appendix D there).
 
     A gap does best where words and lines end: models that were trained on cuts between tokens have not seen one within.
 
     Args:
         gaps: what stands before and behind each.
         max_new_tokens: room for what is written; None takes 128, but at most a quarter of what the model reads.
+        suffix_first: SPM: what is written follows right on the prefix, which small models are far better at. The model
+            must have been trained so too: StarCoder and Code Llama were, and what `FillInTheMiddle` trains is.
         truncate: where prefix and suffix are more than the model reads, what is far from the gap is left out (the
             suffix keeps at most half of the room); otherwise that is an error.
         options: further ones of `GenerationSettings`; greedy where nothing is said.
@@ -91,7 +95,11 @@ def infill(
             cuts += 1
             kept = min(len(after), max(room // 2, room - len(before)))
             after, before = after[:kept], before[len(before) - min(len(before), room - kept) :]
-        prompts.append([marks["prefix"], *before, marks["suffix"], *after, marks["middle"]])
+        first, second, third = marks["prefix"], marks["suffix"], marks["middle"]
+        if suffix_first:
+            prompts.append([first, second, *after, third, *before])
+        else:
+            prompts.append([first, *before, second, *after, third])
     warn_of_cuts(cuts, len(prompts), "what is far from the gap")
     found: list[Any] = [None] * len(prompts)
     done = 0
