@@ -267,6 +267,7 @@ def test_code_without_prose() -> None:
     assert code.without_prose(PROSE) == BARE
     assert code.without_prose(BARE) == BARE
     assert code.without_prose("def f(:\n") is None
+    assert code.without_prose("def f(): 'a'; 'bcdefgh'\n") == "def f(): pass; pass\n"
     assert code.without_prose("# only\n'''this'''\n") == ""
 
 

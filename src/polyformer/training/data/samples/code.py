@@ -91,7 +91,8 @@ def without_prose(source: str) -> str | None:
         lines[line - 1] = (text[:column].rstrip() + "\n").encode()
         touched[line] = False
     # From the last to the first, so that what stands before keeps its place.
-    for statement, first_of_block, alone in sorted(_strings(tree), key=lambda found: -found[0].lineno):
+    found = sorted(_strings(tree), key=lambda one: (one[0].lineno, one[0].col_offset), reverse=True)
+    for statement, first_of_block, alone in found:
         first, last = statement.lineno, statement.end_lineno or statement.lineno
         before, after = lines[first - 1][: statement.col_offset], lines[last - 1][statement.end_col_offset :]
         needed = alone or before.strip() or after.strip()
