@@ -620,3 +620,54 @@ def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_modu
     spans = joined.advance(2, 3, hidden.device)
     output = stack(hidden[:, 4:], spans, cache=joined, source_span=joined.source_span())
     assert_same(output.last_hidden_state, expected[:, 4:])
+
+
+@pytest.mark.parametrize("wanted", [(), (1,)])
+@torch.no_grad()
+def test_rows_share_the_source_however_many_there_are_of_each(
+    make_config: Any, random_module: Any, wanted: tuple[int, ...]
+) -> None:
+    cross = core.Attention.Config(16, 4, head_dim=6, source_size=10, mask=core.Bidirectional())
+    config = make_config({"positions": ROTARY}).stack
+    stack = random_module(replace(config, layers=tuple(replace(each, cross_attention=cross) for each in config.layers)))
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(3, 5, 10, dtype=torch.float64, generator=generator)
+    prompts = torch.randn(3, 2, 16, dtype=torch.float64, generator=generator)
+    written = torch.randn(6, 2, 16, dtype=torch.float64, generator=generator)
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def run(cache: core.Cache, hidden: torch.Tensor, source: torch.Tensor | None = None) -> core.Output:
+        spans = cache.advance(len(hidden), hidden.shape[1], hidden.device)
+        options = {"source": source, "source_span": cache.source_span(), "output_attentions": wanted}
+        return stack(hidden, spans, cache=cache, **options)
+
+    def prompted(chosen: slice) -> core.Cache:
+        cache = stack.new_cache()
+        cache.set_source(5, texts.device, mask[chosen])
+        run(cache, prompts[chosen], texts[chosen])
+        return cache
+
+    cache = prompted(slice(0, 3))
+    cache.select(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]))
+    assert cache.rows_per_source == (3, 3, 3)
+    cache.select(torch.tensor([0, 1, 2, 4, 6, 8]))  # the samples of some texts have ended
+    assert cache.rows_per_source == (3, 1, 2)
+    text_of = [0, 0, 0, 1, 2, 2]
+    run(cache, written[:, :1])
+    moved = [2, 0, 1, 3, 5, 4]
+    cache.reorder(torch.tensor(moved))
+    assert cache.rows_per_source == (3, 1, 2)
+    for kept in ([0, 1, 2, 3, 4, 5], [0, 1, 3, 4, 5], [2, 4], [5, 0, 5]):
+        here = cache.merge([])
+        here.select(torch.tensor(kept))
+        rows = [moved[row] for row in kept]
+        output = run(here, written[rows, 1:])
+        for place, row in enumerate(rows):
+            own = prompted(slice(text_of[row], text_of[row] + 1))
+            run(own, written[row : row + 1, :1])
+            expected = run(own, written[row : row + 1, 1:])
+            assert_same(output.last_hidden_state[place], expected.last_hidden_state[0])
+            for layer in wanted:
+                assert_same(output.cross_attentions[layer][place], expected.cross_attentions[layer][0])
+        assert len(here.source.stores[0].buffers[0]) == len(here.rows_per_source)
+    assert cache.merge([here]).rows_per_source == (3, 1, 2, 1, 1, 1)

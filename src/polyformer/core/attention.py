@@ -149,15 +149,17 @@ class Attention(Packable):
         else:
             queries = self._heads(self.query(inputs), self.query_norm)
             keys, values = self._source_keys_values(source, store)
-            queries = _by_source(queries.to(keys.dtype), span.rows_per_source)
+            queries = queries.to(keys.dtype)
+            if span.neighbours is not None:
+                queries = span.neighbours.fold(queries)
         scoring = self._scoring(queries, span)
         relative = self.positions if isinstance(self.positions, Relative) and self.positions.config.values else None
         result, weights = attend(queries, keys, values, scoring, need_weights=need_weights or relative is not None)
         if relative is not None and weights is not None:
             result = result + relative.add_values(weights, span)
-        if span.rows_per_source > 1:
-            result = _by_row(result, span.rows_per_source)
-            weights = None if weights is None else _by_row(weights, span.rows_per_source)
+        if span.neighbours is not None:
+            result = span.neighbours.unfold(result)
+            weights = None if weights is None else span.neighbours.unfold(weights)
         batch, new = inputs.shape[:2]
         merged = result.transpose(1, 2).reshape(batch, new, -1).to(inputs.dtype)
         output = self.output(merged)
@@ -234,19 +236,3 @@ class Attention(Packable):
         dropout = config.dropout if self.training else 0.0
         both_ways = isinstance(config.mask, (Bidirectional, BidirectionalWindow))
         return Scoring(config.scale, mask, causal, bias, config.soft_cap, self.sinks, dropout, both_ways)
-
-
-def _by_source(queries: Tensor, together: int) -> Tensor:
-    """Rows that look at the same source become more queries of one row: [batch, heads, new, head_dim] ->
-    [batch / together, heads, together * new, head_dim]. Keys and values are then read once for all of them."""
-    if together == 1:
-        return queries
-    _, heads, new, size = queries.shape
-    return queries.view(-1, together, heads, new, size).transpose(1, 2).reshape(-1, heads, together * new, size)
-
-
-def _by_row(result: Tensor, together: int) -> Tensor:
-    """The way back from `_by_source`."""
-    _, heads, queries, size = result.shape
-    parts = result.view(-1, heads, together, queries // together, size).transpose(1, 2)
-    return parts.reshape(-1, heads, queries // together, size)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polyformer.core.config import require
-from polyformer.core.masks import Bidirectional, Mask, Span
+from polyformer.core.masks import Bidirectional, Mask, Neighbours, Span
 
 _RESERVE = 32  # tokens beyond the window that are kept, so that as many can be trimmed
 _SLACK = 64  # columns beyond those, so that old ones are dropped many at a time
@@ -373,7 +373,7 @@ class Cache:
             self.stores.append(store)
         self.columns = list(groups.values()) or [Columns(None, capacity)]
         self.source = Columns()  # the source of cross-attention: filled once
-        self.rows_per_source = 1  # so many neighbouring rows look at the same row of the source
+        self.neighbours: Neighbours | None = None  # rows that look at the same row of the source; None: each its own
         self._source_span: Span | None = None
         self.cross_stores: list[Store | None] = [Store(self.source) if c else None for c in self.cross_attention]
         self.source.stores = [store for store in self.cross_stores if store is not None]
@@ -437,7 +437,7 @@ class Cache:
         """Say which of the source's columns hold a token, before its keys and values are stored."""
         require(not self.has_source, "the cache has a source already: start a new cache for another one")
         self.source.advance(columns, attention_mask, device)
-        self.rows_per_source, self._source_span = 1, None
+        self.neighbours, self._source_span = None, None
 
     def source_span(self) -> Span:
         """The span of cross-attention. It stays the same object, with its mask, until rows change."""
@@ -446,32 +446,27 @@ class Cache:
             assert source.positions is not None, "the cache has no source: call set_source"
             queries = source.positions.new_zeros(1, 1)
             self._source_span = Span(queries, source.positions, 0 if source.plain else None)
-            self._source_span.rows_per_source = self.rows_per_source
+            self._source_span.neighbours = self.neighbours
         return self._source_span
 
+    @property
+    def rows_per_source(self) -> tuple[int, ...]:
+        """For each row of the source, how many rows look at it."""
+        return (1,) * (self.batch_size or 0) if self.neighbours is None else self.neighbours.counts
+
     def _select_source(self, rows: Tensor) -> None:
-        """Rows that follow one another and look at the same source share its keys and values, if all have as many such
-        neighbours (beams, samples); otherwise each row gets its own."""
+        """Rows that follow one another and look at the same source share its keys and values (beams, samples)."""
         if not self.has_source:
             return
-        wanted = rows // self.rows_per_source
+        count = len(self.rows_per_source)
+        wanted = rows if self.neighbours is None else self.neighbours.sources().to(rows.device)[rows]
         sources, counts = torch.unique_consecutive(wanted, return_counts=True)
-        together = int(counts[0]) if len(counts) else 1
-        if bool((counts != together).any()):
-            sources, together = wanted, 1
-        count = self.batch_size // self.rows_per_source if self.batch_size else 0
-        same = len(sources) == count and torch.equal(sources, torch.arange(count, device=sources.device))
-        if same and together == self.rows_per_source:
-            return
-        if not same:
+        if len(sources) != count or not torch.equal(sources, torch.arange(count, device=sources.device)):
             self.source.select(sources)
-        self.rows_per_source, self._source_span = together, None
-
-    def _share_no_source(self) -> None:
-        """Give each row keys and values of its own."""
-        rows = torch.arange(self.batch_size or 0)
-        self.source.select(rows // self.rows_per_source)
-        self.rows_per_source, self._source_span = 1, None
+        elif tuple(counts.tolist()) == self.rows_per_source:
+            return
+        self.neighbours = Neighbours(counts.tolist()) if len(sources) < len(rows) else None
+        self._source_span = None
 
     def trim(self, count: Tensor | int) -> None:
         """Forget the last ``count`` tokens, of all rows alike or of each row ([batch]).
@@ -531,11 +526,8 @@ class Cache:
         for number, columns in enumerate(merged.columns):
             columns.join([other.columns[number] for other in caches], batches)
         if self.has_source:
-            together = {other.rows_per_source for other in caches}
-            if len(together) > 1:
-                for other in caches:
-                    other._share_no_source()
-            merged.rows_per_source = self.rows_per_source
-            sources = [batch // self.rows_per_source for batch in batches]
-            merged.source.join([other.source for other in caches], sources)
+            counts = [count for other in caches for count in other.rows_per_source]
+            if len(counts) < merged.batch_size:
+                merged.neighbours = Neighbours(counts)
+            merged.source.join([other.source for other in caches], [len(other.rows_per_source) for other in caches])
         return merged

@@ -6,7 +6,7 @@ look at it: padding is right on any side because it has no position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,54 @@ from polyformer.core import config as core
 from polyformer.core.config import require
 
 Value = TypeVar("Value")
+
+
+class Neighbours:
+    """Rows that follow one another and look at the same source, such as the beams and samples of one text.
+
+    In cross-attention they become more queries of one row, so that keys and values are kept and read once for all of
+    them. Where some sources have fewer rows than others, the missing queries are filled in and left out again.
+
+    Args:
+        counts: for each source, how many rows look at it; at least one.
+    """
+
+    def __init__(self, counts: Sequence[int]):
+        self.counts = tuple(counts)
+        self.most = max(self.counts)
+        self._filled: Tensor | None = None  # [sources * most]: the row whose queries stand in each place
+        self._places: Tensor | None = None  # [rows]: where each row's queries stand
+        if min(self.counts) < self.most:
+            places = torch.arange(self.most)
+            real = places < torch.tensor(self.counts)[:, None]
+            self._places = torch.where(real.flatten())[0]
+            self._filled = (real.flatten().cumsum(0) - 1).clamp(min=0)
+
+    def sources(self) -> Tensor:
+        """[rows]: which source each row looks at."""
+        return torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+
+    def fold(self, queries: Tensor) -> Tensor:
+        """[rows, heads, new, head_dim] -> [sources, heads, most * new, head_dim]."""
+        if self._filled is not None:
+            self._filled = self._filled.to(queries.device)
+            queries = queries.index_select(0, self._filled)
+        if self.most == 1:
+            return queries
+        _, heads, new, size = queries.shape
+        parts = queries.reshape(-1, self.most, heads, new, size).transpose(1, 2)
+        return parts.reshape(-1, heads, self.most * new, size)
+
+    def unfold(self, results: Tensor) -> Tensor:
+        """The way back from `fold`, for results or weights."""
+        if self.most > 1:
+            _, heads, queries, size = results.shape
+            new = queries // self.most
+            results = results.reshape(-1, heads, self.most, new, size).transpose(1, 2).reshape(-1, heads, new, size)
+        if self._places is None:
+            return results
+        self._places = self._places.to(results.device)
+        return results.index_select(0, self._places)
 
 
 class Span:
@@ -31,7 +79,7 @@ class Span:
         documents: [rows, columns], of rows that hold several documents: the number of each column's, -1 for padding.
             Positions then begin anew in each document, and nobody looks into another. None: a row is one document.
         bias: what every layer adds to its scores, [rows, heads, new, columns]; the stack sets it.
-        rows_per_source: for cross-attention, so many neighbouring rows of queries look at one row of keys.
+        neighbours: for cross-attention, which rows of queries look at the same row of keys; None: each at its own.
     """
 
     def __init__(self, queries: Tensor, keys: Tensor, start: int | None, prefix_lengths: Tensor | None = None):
@@ -41,7 +89,7 @@ class Span:
         self.prefix_lengths = prefix_lengths
         self.documents: Tensor | None = None
         self.bias: Tensor | None = None
-        self.rows_per_source = 1
+        self.neighbours: Neighbours | None = None
         self._memory: dict[Hashable, Any] = {}
 
     @staticmethod

@@ -105,20 +105,17 @@ def decode_windows(
     tries: list[list[Decoded]] = [[] for _ in prompts]
     open_rows = list(range(len(prompts)))
     for temperature in options.temperatures:
-        # The samples of one window look at one copy of it. Of many windows together, each would need its own as soon
-        # as one text ends.
-        for rows in [open_rows] if temperature == 0 else [[row] for row in open_rows]:
-            plain = PlainScores(temperature) if temperature > 0 else None
-            settings = _settings(model, vocabulary, options, temperature, plain)
-            made = generate(
-                heard.select(torch.tensor(rows, device=states.device)),
-                [prompts[row] for row in rows],
-                settings,
-                eos_token_ids=[vocabulary.end],
-            )
-            for row, generations in zip(rows, made, strict=True):
-                tried = [_decoded(vocabulary, one, settings, plain, silence[row]) for one in generations]
-                tries[row].append(max(tried, key=lambda one: one.mean_logprob))
+        plain = [PlainScores(temperature) if temperature > 0 else None for _ in open_rows]
+        settings = [_settings(model, vocabulary, options, temperature, scores) for scores in plain]
+        made = generate(
+            heard.select(torch.tensor(open_rows, device=states.device)),
+            [prompts[row] for row in open_rows],
+            settings,
+            eos_token_ids=[vocabulary.end],
+        )
+        for row, own, scores, generations in zip(open_rows, settings, plain, made, strict=True):
+            tried = [_decoded(vocabulary, one, own, scores, silence[row]) for one in generations]
+            tries[row].append(max(tried, key=lambda one: one.mean_logprob))
         open_rows = [row for row in open_rows if tries[row][-1].is_wrong(options)]
         if not open_rows:
             break
