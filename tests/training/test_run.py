@@ -333,6 +333,15 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
         train(recipe_of(binary, data__validation_share=0.0), output=tmp_path / "run")
 
 
+@pytest.mark.parametrize(("share", "part"), [(0.001, r" \(validation\)"), (0.999, "")])
+def test_a_share_that_leaves_a_part_empty_is_named(tmp_path: Path, share: float, part: str) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("One short document is all there is, and it can be in one part only.")
+    recipe = recipe_of(few, data__validation_share=share, tokenizer={"train": "byte"})
+    with pytest.raises(DataError, match=rf"few\.txt{part}: data\.validation_share is {share}, .*another share"):
+        train(recipe, output=tmp_path / "run")
+
+
 def test_checking_says_what_a_recipe_comes_to(texts: Path, tmp_path: Path) -> None:
     facts = check_recipe(recipe_of(texts))
     assert facts["vocabulary"] == 300 and facts["steps"] == 12

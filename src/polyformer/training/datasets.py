@@ -202,6 +202,7 @@ def _store(
     }
 
     def read() -> Iterator[dict[str, Any]]:
+        number = 0
         for number, document in enumerate(documents_of(section, source, part, kind), 1):
             where = f"{source.source}, document {number}"
             changed: dict[str, Any] = {}
@@ -212,6 +213,11 @@ def _store(
             if image_processor is not None:
                 changed["image"] = _picture(document, source.source, image_processor, where)
             yield {**document, **changed}
+        if number == 0 and next(documents_of(section, source, "held out", kind), None) is not None:
+            raise DataError(
+                f"data.validation_share is {section.validation_share}, and all documents fell into the other part (each "
+                "is drawn by itself): give another share or more documents, or name data.validation"
+            )
 
     try:
         return cached_store(
