@@ -428,8 +428,42 @@ def test_initialization_by_the_number_of_inputs() -> None:
     for name, deviation in expected.items():
         assert second.get_submodule(name).weight.std().item() == pytest.approx(deviation, rel=0.05), name
     assert stack.bias.weight.std().item() == pytest.approx(16**-0.5, rel=0.05)
-    with pytest.raises(ConfigError, match="initialization is 'xavier', but it must be one of normal, fan-in"):
-        core.Stack.Config((layer,), initialization="xavier")
+    with pytest.raises(
+        ConfigError, match="initialization is 'zeros', but it must be one of normal, width, xavier, fan"
+    ):
+        core.Stack.Config((layer,), initialization="zeros")
+
+
+@pytest.mark.parametrize(
+    ("initialization", "expected"),
+    [
+        (
+            "width",
+            {
+                "attention.query": 16**-0.5,
+                "attention.output": 16**-0.5 / 4**0.5,  # two layers with two branches
+                "feedforward.up": 32**-0.5,
+                "feedforward.down": 16**-0.5 / 4**0.5,
+            },
+        ),
+        (
+            "xavier",
+            {
+                "attention.query": (2 / (16 + 320)) ** 0.5,
+                "attention.output": (2 / (16 + 320)) ** 0.5,
+                "feedforward.up": (2 / 2016) ** 0.5,
+                "feedforward.down": (2 / 2016) ** 0.5,
+            },
+        ),
+    ],
+)
+def test_initialization_by_sizes(initialization: str, expected: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    attention = core.Attention.Config(16, 8, head_dim=40)
+    layer = core.Layer.Config(attention, core.FeedForward.Config(16, 2000), core.LayerNorm.Config(16))
+    second = core.Stack.Config((layer,) * 2, initialization=initialization).build().layers[1]
+    for name, deviation in expected.items():
+        assert second.get_submodule(name).weight.std().item() == pytest.approx(deviation, rel=0.05), name
 
 
 @torch.no_grad()

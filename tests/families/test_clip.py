@@ -167,3 +167,65 @@ def test_siglip_with_labels(head: bool, tmp_path: Path) -> None:
         theirs = hf(picture(20, 20)).logits
         ours = network(pixel_values=picture(20, 20)).logits
     assert (ours - theirs).abs().max() < 1e-8
+
+
+def test_clip_starts_as_its_authors_do() -> None:
+    """The numbers of `initialize_parameters` in their code, here by hand."""
+    wide = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
+    values = {
+        "architectures": ["CLIPModel"],
+        "text_config": {**TEXT, **wide, "vocab_size": 500, "max_position_embeddings": 77},
+        "vision_config": {**VISION, **wide, "image_size": 96, "patch_size": 8},
+        "projection_dim": 64,
+    }
+    torch.manual_seed(0)
+    network = find_family("clip").read_config(values).build()
+    expected = {
+        "text.encoder.embedding.tokens.weight": 0.02,
+        "text.encoder.embedding.positions.weight": 0.01,
+        "text.encoder.stack.layers.1.attention.query.weight": 128**-0.5,
+        "text.encoder.stack.layers.1.attention.output.weight": 128**-0.5 * (2 * 2) ** -0.5,
+        "text.encoder.stack.layers.1.feedforward.up.weight": (2 * 128) ** -0.5,
+        "text.encoder.stack.layers.1.feedforward.down.weight": 128**-0.5 * (2 * 2) ** -0.5,
+        "text.projection.weight": 128**-0.5,
+        "image.encoder.embedding.weight": (3 * 3 * 8 * 8) ** -0.5,
+        "image.encoder.embedding.class_token": 128**-0.5,
+        "image.encoder.embedding.positions.weight": 128**-0.5,
+        "image.encoder.stack.layers.2.attention.value.weight": 128**-0.5,
+        "image.encoder.stack.layers.2.attention.output.weight": 128**-0.5 * (2 * 3) ** -0.5,
+        "image.projection.weight": 128**-0.5,
+    }
+    for name, deviation in expected.items():
+        weight = network.get_parameter(name)
+        assert weight.std().item() == pytest.approx(deviation, rel=0.05 if weight.numel() > 500 else 0.2), name
+
+
+def test_siglip_starts_as_transformers_does() -> None:
+    wide = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
+    config = transformers.SiglipConfig(
+        text_config={**TEXT, **wide, "vocab_size": 500, "max_position_embeddings": 64},
+        vision_config={**VISION, **wide, "image_size": 96, "patch_size": 8},
+    )
+    torch.manual_seed(0)
+    peer = transformers.SiglipModel(config)
+    network = find_family("siglip").read_config({**config.to_dict(), "architectures": ["SiglipModel"]}).build()
+    names = {
+        "text.encoder.embedding.tokens": "text_model.embeddings.token_embedding",
+        "text.encoder.embedding.positions": "text_model.embeddings.position_embedding",
+        "text.encoder.stack.layers.1.attention.query": "text_model.encoder.layers.1.self_attn.q_proj",
+        "text.encoder.stack.layers.1.attention.output": "text_model.encoder.layers.1.self_attn.out_proj",
+        "text.encoder.stack.layers.1.feedforward.up": "text_model.encoder.layers.1.mlp.fc1",
+        "text.encoder.stack.layers.1.feedforward.down": "text_model.encoder.layers.1.mlp.fc2",
+        "image.encoder.embedding.positions": "vision_model.embeddings.position_embedding",
+        "image.encoder.stack.layers.2.attention.value": "vision_model.encoder.layers.2.self_attn.v_proj",
+        "image.pooling.feedforward.down": "vision_model.head.mlp.fc2",
+    }
+    for ours, theirs in names.items():
+        expected = peer.get_parameter(f"{theirs}.weight").std().item()
+        assert network.get_parameter(f"{ours}.weight").std().item() == pytest.approx(expected, rel=0.05), ours
+    # Their normal numbers are cut off at twice the deviation and widened again; the deviation meant is 1/sqrt(inputs).
+    assert network.get_parameter("image.encoder.embedding.weight").std().item() == pytest.approx(192**-0.5, rel=0.05)
+    assert network.get_parameter("text.pooling.transform.linear.weight").std().item() == pytest.approx(
+        128**-0.5, rel=0.05
+    )
+    assert network.logit_scale.item() == pytest.approx(2.302585) and network.logit_bias.item() == -10

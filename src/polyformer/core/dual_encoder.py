@@ -13,7 +13,7 @@ from polyformer.core import config as core
 from polyformer.core.config import require
 from polyformer.core.encoder import Encoder
 from polyformer.core.heads import AttentionPooling, Pooling
-from polyformer.core.linear import Linear
+from polyformer.core.linear import Linear, initialize
 from polyformer.core.masks import Span
 from polyformer.core.network import Network
 from polyformer.core.transformer import Output
@@ -26,6 +26,8 @@ class Tower(core.Module):
         encoder: what reads.
         pooling: makes the one vector.
         projection: into the shared space; None where the vector is in it already.
+
+    What maps into the shared space starts as N(0, 1/inputs), as in the code of CLIP and SigLIP.
     """
 
     @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Tower(core.Module):
         self.encoder = config.encoder.build()
         self.pooling = config.pooling.build()
         self.projection = config.projection.build() if config.projection else None
+        transform = self.pooling.transform if isinstance(self.pooling, Pooling) else None
+        last = self.projection or (transform and transform.linear)
+        if last is not None:
+            initialize(last.weight, last.config.in_features**-0.5)
 
     def forward(
         self,

@@ -120,6 +120,8 @@ class PatchEmbedding(core.Module):
         norm: after the sum with the positions (CLIP).
         dropout: after that, in training.
         antialias: interpolation of positions to a smaller grid averages instead of skipping.
+        standard_deviation: of positions, class token and registers before training.
+        patch_deviation: of the map of a patch before training.
     """
 
     input_name = "pixel_values"
@@ -137,6 +139,8 @@ class PatchEmbedding(core.Module):
         norm: LayerNorm.Config | RMSNorm.Config | None = None
         dropout: float = 0.0
         antialias: bool = False
+        standard_deviation: float = INITIAL_STANDARD_DEVIATION
+        patch_deviation: float = INITIAL_STANDARD_DEVIATION
 
         def __post_init__(self) -> None:
             require(
@@ -166,11 +170,12 @@ class PatchEmbedding(core.Module):
         self.config = config
         height, width = config.patch_size
         self.weight = nn.Parameter(torch.empty(config.hidden_size, config.channels, height, width))
-        initialize(self.weight)
+        initialize(self.weight, config.patch_deviation)
         self.bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.bias else None
         rows, columns = config.grid
         count = rows * columns + int(config.class_token)
-        self.positions = Learned.Config(count, config.hidden_size).build()
+        deviation = config.standard_deviation
+        self.positions = Learned.Config(count, config.hidden_size, standard_deviation=deviation).build()
         self.class_token = self._vectors(1) if config.class_token else None
         self.registers = self._vectors(config.registers) if config.registers else None
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.mask_token else None
@@ -178,7 +183,7 @@ class PatchEmbedding(core.Module):
 
     def _vectors(self, count: int) -> nn.Parameter:
         vectors = nn.Parameter(torch.empty(count, self.config.hidden_size))
-        initialize(vectors)
+        initialize(vectors, self.config.standard_deviation)
         return vectors
 
     def forward(self, pixel_values: Tensor, masked_patches: Tensor | None = None) -> Tensor:

@@ -298,6 +298,8 @@ class AttentionPooling(core.Module):
     Args of the config:
         attention: from the query to the sequence: cross-attention (``source_size``).
         norm, feedforward: after it, x + feedforward(norm(x)).
+
+    Query and matrices start as N(0, 2/(inputs + outputs)), as in the code of SigLIP.
     """
 
     @dataclass(frozen=True)
@@ -312,11 +314,15 @@ class AttentionPooling(core.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.probe = nn.Parameter(torch.empty(config.attention.hidden_size))
-        initialize(self.probe)
+        size = config.attention.hidden_size
+        self.probe = nn.Parameter(torch.empty(size))
+        initialize(self.probe, (2 / (1 + size)) ** 0.5)
         self.attention = config.attention.build()
         self.norm = config.norm.build()
         self.feedforward = config.feedforward.build()
+        for module in self.modules():
+            if isinstance(module, Linear):
+                initialize(module.weight, (2 / (module.config.in_features + module.config.out_features)) ** 0.5)
 
     def forward(self, hidden: Tensor, span: Span, input_ids: Tensor | None = None) -> Tensor:
         """hidden [batch, columns, source_size] -> [batch, hidden_size]. ``input_ids`` are not needed."""

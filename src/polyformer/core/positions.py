@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from polyformer.core import config as core
 from polyformer.core.config import require
-from polyformer.core.linear import initialize
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, initialize
 from polyformer.core.masks import Span
 from polyformer.core.rotary import Rotary as Rotary  # the largest of them has a file of its own
 
@@ -75,6 +75,7 @@ class Learned(core.Module):
         offset: the table's row of position 0 (2 in BART and OPT, which keep rows for padding).
         fixed: the vectors are kept with the weights but not trained: without given ones they are sines, then cosines,
             whose wavelengths go from 2π to 10000 · 2π in equal factors (Whisper's encoder).
+        standard_deviation: before training, where they are not fixed.
     """
 
     @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Learned(core.Module):
         hidden_size: int
         offset: int = 0
         fixed: bool = False
+        standard_deviation: float = INITIAL_STANDARD_DEVIATION
 
         def __post_init__(self) -> None:
             require(
@@ -99,7 +101,7 @@ class Learned(core.Module):
             with torch.no_grad():
                 self.weight.copy_(self._sinusoids())
         else:
-            initialize(self.weight)
+            initialize(self.weight, config.standard_deviation)
 
     def _sinusoids(self) -> Tensor:
         device, offset = self.weight.device, self.config.offset

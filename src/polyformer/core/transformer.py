@@ -26,7 +26,7 @@ from polyformer.core.positions import ALiBi, Learned, RelativeBias, Sinusoidal
 from polyformer.errors import ConfigError
 
 PLACEMENTS = ("pre", "post", "sandwich", "parallel")
-INITIALIZATIONS = ("normal", "fan-in")
+INITIALIZATIONS = ("normal", "width", "xavier", "fan-in")
 
 
 class Layer(core.Module):
@@ -196,6 +196,9 @@ class Stack(core.Module):
         initialization: of the matrices before training.
             "normal": N(0, 0.02²), and what each branch adds shrunk by 1/√(branches), so that the sum keeps its size
             (Radford et al., 2019, section 2.3).
+            "width": N(0, 1/hidden_size), half that variance in the first map of the feed-forward part, and what each
+            branch adds shrunk as in "normal" (the code of CLIP).
+            "xavier": N(0, 2/(inputs + outputs)) (Glorot and Bengio, 2010, equation 12; the code of SigLIP).
             "fan-in": N(0, 1/inputs); queries smaller where scores are not divided by √head_dim, so that scores begin
             as if they were (T5's code in Mesh TensorFlow; PaLM, section 5). It goes with embeddings of N(0, 1).
 
@@ -232,16 +235,32 @@ class Stack(core.Module):
         self.bias = config.bias.build() if config.bias else None
         self.checkpoint_layers = False
         if config.initialization == "normal":
-            self._scale_residual_outputs()
+            self._scale_residual_outputs(INITIAL_STANDARD_DEVIATION)
+        elif config.initialization == "width":
+            self._scale_by_width()
+        elif config.initialization == "xavier":
+            self._scale_by_both_sizes()
         else:
             self._scale_by_inputs()
 
-    def _scale_residual_outputs(self) -> None:
+    def _scale_residual_outputs(self, deviation: float) -> None:
         branches = sum(2 if layer.cross_attention is None else 3 for layer in self.config.layers)
-        scale = INITIAL_STANDARD_DEVIATION / branches**0.5
         for name, module in self.named_modules():
             if isinstance(module, Linear) and name.rpartition(".")[2] in ("output", "down"):
-                initialize(module.weight, scale)
+                initialize(module.weight, deviation / branches**0.5)
+
+    def _scale_by_width(self) -> None:
+        width = self.config.layers[0].attention.hidden_size
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                within = ".feedforward." in f".{name}"
+                initialize(module.weight, (2 * width if within else width) ** -0.5)
+        self._scale_residual_outputs(width**-0.5)
+
+    def _scale_by_both_sizes(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Linear):
+                initialize(module.weight, (2 / (module.config.in_features + module.config.out_features)) ** 0.5)
 
     def _scale_by_inputs(self) -> None:
         for module in self.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,16 @@ VISION_TASKS = {"CLIPVisionModel": "features", "CLIPVisionModelWithProjection": 
 
 
 def read_stack(
-    config: ConfigReader, hidden: int, heads: int, inner: int, *, act: str, epsilon: float, mask: Mask, norm: bool
+    config: ConfigReader,
+    hidden: int,
+    heads: int,
+    inner: int,
+    *,
+    act: str,
+    epsilon: float,
+    mask: Mask,
+    norm: bool,
+    initialization: str,
 ) -> Stack.Config:
     """Pre-norm layers with biases everywhere, which SigLIP shares; ``norm`` says whether one ends the stack."""
     normalization = LayerNorm.Config(hidden, config.number("layer_norm_eps", epsilon))
@@ -57,7 +67,7 @@ def read_stack(
         normalization,
     )
     count = config.integer("num_hidden_layers", 12)
-    return Stack.Config((layer,) * count, normalization if norm else None)
+    return Stack.Config((layer,) * count, normalization if norm else None, initialization=initialization)
 
 
 def written_stack(stack: Stack.Config) -> dict[str, Any]:
@@ -79,8 +89,11 @@ def written_stack(stack: Stack.Config) -> dict[str, Any]:
 
 def read_text(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden, positions = config.integer("hidden_size", 512), config.integer("max_position_embeddings", 77)
-    stack = read_stack(config, hidden, 8, 2048, act="quick_gelu", epsilon=1e-5, mask=Causal(), norm=True)
-    embedding = TokenEmbedding.Config(config.integer("vocab_size", 49408), hidden, Learned.Config(positions, hidden))
+    stack = read_stack(
+        config, hidden, 8, 2048, act="quick_gelu", epsilon=1e-5, mask=Causal(), norm=True, initialization="width"
+    )
+    learned = Learned.Config(positions, hidden, standard_deviation=0.01)
+    embedding = TokenEmbedding.Config(config.integer("vocab_size", 49408), hidden, learned)
     end = config.integer("eos_token_id", 49407, least=0)
     # The first configs said 2, which is no end token of CLIP: there the end is the token with the largest id.
     pooling = Pooling.Config("largest_id") if end == 2 else Pooling.Config("end", end_token_id=end)
@@ -102,15 +115,28 @@ def written_text(encoder: Encoder.Config, pooling: Any) -> dict[str, Any]:
 
 def read_vision(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden = config.integer("hidden_size", 768)
-    stack = read_stack(config, hidden, 12, 3072, act="quick_gelu", epsilon=1e-5, mask=Bidirectional(), norm=False)
+    stack = read_stack(
+        config,
+        hidden,
+        12,
+        3072,
+        act="quick_gelu",
+        epsilon=1e-5,
+        mask=Bidirectional(),
+        norm=False,
+        initialization="width",
+    )
     norm = stack.layers[0].norm
+    patch, channels = read_pair(config, "patch_size", 32), config.integer("num_channels", 3)
     embedding = PatchEmbedding.Config(
         hidden,
-        read_pair(config, "patch_size", 32),
+        patch,
         read_pair(config, "image_size", 224),
-        config.integer("num_channels", 3),
+        channels,
         bias=False,
         norm=norm,
+        standard_deviation=hidden**-0.5,
+        patch_deviation=(3 * channels * math.prod(patch)) ** -0.5,  # of PyTorch's convolutions, as in their code
     )
     return Encoder.Config(embedding, stack), Pooling.Config("first", norm=norm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyformer.core import (
     Learned,
     PatchEmbedding,
     Pooling,
+    Stack,
     TokenEmbedding,
     Tower,
     Transform,
@@ -30,10 +32,28 @@ from polyformer.families.weights import Reshape, Rule, Split, WeightTable
 TASKS = {"SiglipModel": "both", "SiglipForImageClassification": "sequence-classification"}
 
 
+def read_layers(config: ConfigReader, hidden: int) -> Stack.Config:
+    """Of either tower."""
+    return read_stack(
+        config,
+        hidden,
+        12,
+        3072,
+        act="gelu_pytorch_tanh",
+        epsilon=1e-6,
+        mask=Bidirectional(),
+        norm=True,
+        initialization="xavier",
+    )
+
+
 def read_text(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden, positions = config.integer("hidden_size", 768), config.integer("max_position_embeddings", 64)
-    stack = read_stack(config, hidden, 12, 3072, act="gelu_pytorch_tanh", epsilon=1e-6, mask=Bidirectional(), norm=True)
-    embedding = TokenEmbedding.Config(config.integer("vocab_size", 32000), hidden, Learned.Config(positions, hidden))
+    stack = read_layers(config, hidden)
+    learned = Learned.Config(positions, hidden, standard_deviation=hidden**-0.5)
+    embedding = TokenEmbedding.Config(
+        config.integer("vocab_size", 32000), hidden, learned, standard_deviation=hidden**-0.5
+    )
     size = config.integer("projection_size", hidden)
     # Texts are filled up to the full length, and the last position stands for the whole.
     return Encoder.Config(embedding, stack), Pooling.Config("last", transform=Transform.Config(hidden, size))
@@ -51,14 +71,17 @@ def written_text(encoder: Encoder.Config, pooling: Any) -> dict[str, Any]:
 
 def read_vision(config: ConfigReader) -> tuple[Encoder.Config, AttentionPooling.Config | None]:
     hidden = config.integer("hidden_size", 768)
-    stack = read_stack(config, hidden, 12, 3072, act="gelu_pytorch_tanh", epsilon=1e-6, mask=Bidirectional(), norm=True)
+    stack = read_layers(config, hidden)
     layer = stack.layers[0]
+    patch, channels = read_pair(config, "patch_size", 16), config.integer("num_channels", 3)
     embedding = PatchEmbedding.Config(
         hidden,
-        read_pair(config, "patch_size", 16),
+        patch,
         read_pair(config, "image_size", 224),
-        config.integer("num_channels", 3),
+        channels,
         class_token=False,
+        standard_deviation=hidden**-0.5,
+        patch_deviation=(channels * math.prod(patch)) ** -0.5,
     )
     pooling = None
     if config.flag("vision_use_head", True):

@@ -215,8 +215,8 @@ def _store(
             yield {**document, **changed}
         if number == 0 and next(documents_of(section, source, "held out", kind), None) is not None:
             raise DataError(
-                f"data.validation_share is {section.validation_share}, and all documents fell into the other part (each "
-                "is drawn by itself): give another share or more documents, or name data.validation"
+                f"data.validation_share is {section.validation_share}, and all documents fell into the other part "
+                "(each is drawn by itself): give another share or more documents, or name data.validation"
             )
 
     try:
