@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +69,21 @@ def test_a_mistake_is_one_line(run: Callable, folder: Path, arguments: tuple[str
     assert not (folder / "runs").exists()
 
 
-def test_it_is_not_for_many_processes(run: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = run("scale", "recipe.yaml", "--sizes", "8k,16k,32k", "--tokens", "2k,4k,8k")
-    assert result.code == 2 and "without torchrun" in result.err
+@pytest.mark.slow
+def test_two_processes_train_the_grid_together(run: Callable, folder: Path) -> None:
+    arguments = ["scale", "recipe.yaml", "--sizes", "8k,16k,32k", "--tokens", "0.5k,1k,2k"]
+    torchrun = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, *torchrun, "--nproc-per-node", "2", "-m", "polyformer", *arguments, "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout)  # one process speaks
+    assert done.stderr.count("run 9 of 9, 32k-2k") == 2  # begins; what came of it
+    for one in written["runs"]:
+        begin = json.loads((folder / "runs/recipe-scale" / one["name"] / "metrics.jsonl").read_text().splitlines()[0])
+        assert begin["machine"]["processes"] == 2
+    again = run(*arguments, "--json")  # one process goes on where two have been, and has nothing left to train
+    assert again.code == 0 and json.loads(again.out)["runs"] == written["runs"]
+    command[-1:] = ["model.famly=x"]
+    wrong = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert wrong.returncode != 0 and wrong.stderr.count("did you mean family") == 1

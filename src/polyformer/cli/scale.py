@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ and budgets.png are written beside the runs.
 polyformer scale recipe.yaml --sizes 0.3M,1M,3M --tokens 1M,2M,4M
 polyformer scale recipe.yaml --sizes 1M,3M,10M --tokens 10M,30M,100M --budget 1e17 --budget 1e18
 polyformer scale recipe.yaml --sizes 1M,3M,10M --tokens 10M,30M,100M --learning-rates 3e-3,2e-3,1e-3
+torchrun --nproc-per-node 2 -m polyformer scale recipe.yaml --sizes 1M,3M,10M --tokens 10M,30M,100M
 """
 
 
@@ -61,25 +61,39 @@ def scale(
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda … Default: cuda if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what scaling.json holds.")] = False,
 ) -> None:
-    from polyformer.cli.reading import InputError
     from polyformer.cli.training_display import Display
+    from polyformer.errors import PolyformerError
     from polyformer.training import scaling
+    from polyformer.training.parallel import is_first_process, process_device, process_group
     from polyformer.training.recipe import read_recipe
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("scale trains its runs one after the other in one process: start it without torchrun")
-    scaling.require_matplotlib()
-    parsed = read_recipe(recipe, changes or ())
-    budgets = [number for text in budget or () for number in scaling.read_numbers(text, "--budget")]
-    rates = None if learning_rates is None else scaling.read_numbers(learning_rates, "--learning-rates")
-    asked = {"sizes": scaling.read_numbers(sizes, "--sizes"), "tokens": scaling.read_numbers(tokens, "--tokens")}
-    runs = scaling.plan(parsed, asked["sizes"], asked["tokens"], rates)
-    folder = output or Path("runs") / f"{parsed.name}-scale"
     try:
-        results = scaling.run_grid(runs, folder, overwrite=overwrite, observers=[Display()], device=device, tell=_tell)
-    except scaling.Stopped as stopped:
-        _tell(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
+        scaling.require_matplotlib()
+        parsed = read_recipe(recipe, changes or ())
+        budgets = [number for text in budget or () for number in scaling.read_numbers(text, "--budget")]
+        rates = None if learning_rates is None else scaling.read_numbers(learning_rates, "--learning-rates")
+        asked = {"sizes": scaling.read_numbers(sizes, "--sizes"), "tokens": scaling.read_numbers(tokens, "--tokens")}
+        runs = scaling.plan(parsed, asked["sizes"], asked["tokens"], rates)
+    except PolyformerError:
+        if not is_first_process():
+            raise typer.Exit(1) from None  # the first one says it
+        raise
+    folder = output or Path("runs") / f"{parsed.name}-scale"
+    stopped: scaling.Stopped | None = None
+    results = []
+    with process_group(parsed.parallel, process_device(device)) as group:
+        try:
+            results = scaling.run_grid(
+                runs, folder, overwrite=overwrite, observers=[Display()], device=device, group=group, tell=_tell
+            )
+        except scaling.Stopped as error:
+            stopped = error
+    if stopped is not None:
+        if is_first_process():
+            _tell(str(stopped))
+        raise typer.Exit(stopped.exit_code)
+    if not is_first_process():
+        return
     learned = scaling.learn(results, budgets or None, seed=parsed.seed)
     files = scaling.write(learned, folder, {"recipe": str(recipe), **asked, "learning_rates": rates})
     if as_json:

@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polyformer.errors import ConfigError, TrainingError
+from polyformer.training.group import Alone, Group
 from polyformer.training.recipe import Recipe, parse_recipe
 from polyformer.training.run import Summary, train
 from polyformer.training.run_folder import RunFolder
@@ -173,6 +175,7 @@ def run_grid(
     overwrite: bool = False,
     observers: Sequence[Any] = (),
     device: str | None = None,
+    group: Group | None = None,
     trains: Callable[..., Summary] = train,
     tell: Callable[[str], None] | None = None,
 ) -> list[GridResult]:
@@ -183,6 +186,7 @@ def run_grid(
         folder: for their folders. A run that is whole in it stays; one that was broken off goes on.
         overwrite: begin all of them anew.
         observers, device: of `polyformer.training.run.train`.
+        group: the processes, all of which are here and train every run together; None: this one alone.
         trains: trains one recipe.
         tell: told in words what begins and what came of it.
 
@@ -191,12 +195,12 @@ def run_grid(
         TrainingError: a folder holds another run, or a run came to no loss.
         and what `train` raises.
     """
-    say = tell or (lambda words: None)
+    group = group or Alone()
+    say = tell if tell is not None and group.first else (lambda words: None)
     results = []
     for number, run in enumerate(runs, 1):
         place = RunFolder(Path(folder) / run.name)
-        resume = False if overwrite else _may_go_on(run, place)
-        done = None if overwrite else _finished(place)
+        resume, done, replaced = group.share(partial(_found, run, place, overwrite))
         title = f"run {number} of {len(runs)}, {run.name} ({run.sized.parameters:,} parameters)"
         if done is None:
             say(f"{title} {'goes on' if resume else 'begins'}")
@@ -204,7 +208,7 @@ def run_grid(
                 run.recipe,
                 output=place.path,
                 resume=resume,
-                overwrite=not resume and place.has_run,
+                overwrite=replaced,
                 device=device,
                 observers=observers,
             )
@@ -215,6 +219,12 @@ def run_grid(
         results.append(result)
         say(f"{title}: held-out loss {result.loss:.4f} after {result.tokens:,} tokens")
     return results
+
+
+def _found(run: GridRun, place: RunFolder, overwrite: bool) -> tuple[bool, dict[str, Any] | None, bool]:
+    """Whether the run that is there goes on, what came of it if it is whole, and whether it is replaced."""
+    resume = False if overwrite else _may_go_on(run, place)
+    return resume, None if overwrite else _finished(place), not resume and place.has_run
 
 
 def _may_go_on(run: GridRun, place: RunFolder) -> bool:
