@@ -2,7 +2,8 @@
 
 Every run is `polyformer train` with a recipe, in a process of its own: a LLaMA network on the novels of Jane Austen as
 bytes. Tokens per second are of the median step, the first two left out; memory is the most that one process held.
-With two processes, each has half of the threads and half of the rows (FSDP2 over gloo).
+All are compared with one peak, measured at the beginning; attention counts as if it were not causal. With
+two processes, each has half of the threads and half of the rows (FSDP2 over gloo).
 
     python benchmarks/training_growth.py
 """
@@ -85,8 +86,11 @@ PROCESSES = tuple(Point("10M", 384, 6, 256, 4096, processes) for processes in (1
 QUICK = (Point("tiny", 32, 1, 32, 64), Point("tiny", 32, 1, 32, 64, 2))
 
 
-def measure(point: Point, steps: int, cores: int) -> dict[str, Any]:
+def measure(point: Point, steps: int, cores: int, peak: float) -> dict[str, Any]:
     """Train for so many steps and read the journal.
+
+    Args:
+        peak: FLOP/s of the machine.
 
     Raises:
         SystemExit: the run failed.
@@ -108,23 +112,34 @@ def measure(point: Point, steps: int, cores: int) -> dict[str, Any]:
             if process.returncode:
                 output.seek(0)
                 raise SystemExit(f"the run {point} failed with status {process.returncode}:\n{output.read()}")
-        return {**vars(point), **read_journal(folder / "run", point), "peak_memory_bytes": memory_of(usage)}
+        return {**vars(point), **read_journal(folder / "run", point, peak), "peak_memory_bytes": memory_of(usage)}
 
 
-def read_journal(run: Path, point: Point) -> dict[str, Any]:
+def read_journal(run: Path, point: Point, peak: float) -> dict[str, Any]:
     """Speed, and the part of the machine's peak that it is."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     begin = next(line for line in lines if line.get("event") == "begin")
     steps = [line for line in lines if line.get("event") == "train"]
     pairs = list(itertools.pairwise(steps))[1:]
     seconds = statistics.median(after["seconds"] - before["seconds"] for before, after in pairs)
+    flops = steps[-1]["flops"] / steps[-1]["tokens"]
     return {
         "count": begin["parameters"],
         "tokens_per_second": round(point.tokens / seconds, 1),
         "step_seconds": round(seconds, 4),
-        "utilization": round(statistics.median(line["utilization"] for line in steps[2:]), 3),
+        "flops_per_token": round(flops),
+        "utilization": round(flops * point.tokens / seconds / peak, 3),
         "losses": [round(line["loss"], 6) for line in steps],
     }
+
+
+def peak_of_machine(seconds: float) -> float:
+    """FLOP/s in float32. In a process of its own: what this one takes would count as the memory of those it begins."""
+    program = (
+        "import torch; from polyformer.training.peak import measured_peak; "
+        f"print(measured_peak(torch.device('cpu'), torch.float32, {seconds}))"
+    )
+    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
 
 def memory_of(usage: resource.struct_rusage) -> int:
@@ -155,11 +170,21 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         memory.plot(where, [one["peak_memory_bytes"] / 2**20 for one in found], marker="o", color="tab:orange")
         memory.set(ylabel="peak memory, MiB", xlabel=f"{label} (logarithmic)")
         for axes in (speeds, memory):
-            axes.set_xscale("log", base=2 if title == "context" else 10)
+            axes.set_xscale("log")
+            axes.set_xticks(
+                where, [f"{one['context']:,}" if title == "context" else one["parameters"] for one in found]
+            )
+            axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * max(one["peak_memory_bytes"] for one in found) / 2**20)
         if title == "context":
             speeds.set_ylim(bottom=0)
+        else:
+            ticks = [number * 10**power for power in range(1, 6) for number in (1, 2, 5)]
+            low, high = speeds.get_ylim()
+            speeds.set_yticks([tick for tick in ticks if low <= tick <= high])
+            speeds.yaxis.set_major_formatter("{x:,.0f}")
+            speeds.set_yticks([], minor=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)
@@ -174,11 +199,12 @@ def main() -> None:
     groups = {"size": SIZES, "context": CONTEXTS, "processes": PROCESSES}
     if options.quick:
         groups, options.steps = {"processes": QUICK}, 4
+    peak = peak_of_machine(1 if options.quick else 5)
     results: dict[str, Any] = {}
     for title, points in groups.items():
         results[title] = found = []
         for point in points:
-            found.append(measure(point, options.steps, machine["cores"]))
+            found.append(measure(point, options.steps, machine["cores"], peak))
         rows = [
             [
                 f"{one['count']:,}",
@@ -195,7 +221,7 @@ def main() -> None:
     path = common.output_of("training_growth", options)
     if path is not None and not options.quick:
         draw(results, path.with_suffix(".png"))
-    common.finish({"machine": machine, "steps": options.steps, **results}, path)
+    common.finish({"machine": machine, "peak_flops_per_second": peak, "steps": options.steps, **results}, path)
 
 
 if __name__ == "__main__":
