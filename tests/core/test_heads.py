@@ -293,11 +293,14 @@ def test_written_and_read_back(name: str) -> None:
 
 
 def test_initialization() -> None:
-    """N(0, 0.02²) and biases of zero, the probe among the rest."""
+    """A head of N(0, 0.02²) with biases of zero; a pooling by the sizes of its matrices, as SigLIP's code has it."""
     torch.manual_seed(0)
     wide = core.Attention.Config(1000, 2, source_size=10, mask=core.Bidirectional())
     config = core.AttentionPooling.Config(wide, core.LayerNorm.Config(1000), core.FeedForward.Config(1000, 10))
-    assert config.build().probe.std().item() == pytest.approx(0.02, rel=0.1)
+    pooling = config.build()
+    assert pooling.probe.std().item() == pytest.approx((2 / 1001) ** 0.5, rel=0.1)
+    assert pooling.attention.key.weight.std().item() == pytest.approx((2 / 1010) ** 0.5, rel=0.05)
+    assert pooling.feedforward.down.weight.std().item() == pytest.approx((2 / 1010) ** 0.5, rel=0.05)
     head = core.Head.Config(100, 90, tied=False, bias=True).build()
     assert head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(head.bias, torch.zeros(90))
