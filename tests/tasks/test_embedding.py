@@ -52,8 +52,9 @@ def test_minilm_is_sentence_transformers() -> None:
     assert np.abs(together - theirs).max() <= 1e-5
     alone = np.stack([model.embed(sentence, truncate=True) for sentence in sentences[::20]])
     assert np.abs(alone - theirs[::20]).max() <= 1e-5
-    half = polyformer.load("all-minilm-l6-v2", dtype="bfloat16", device="cpu").embed(sentences, truncate=True)
-    cosines = (half * together).sum(1) / np.linalg.norm(half, axis=1)
+    # Some of them: where the processor has no bfloat16, it takes ten times as long.
+    half = polyformer.load("all-minilm-l6-v2", dtype="bfloat16", device="cpu").embed(sentences[::5], truncate=True)
+    cosines = (half * together[::5]).sum(1) / np.linalg.norm(half, axis=1)
     assert cosines.min() >= 0.999
 
 
