@@ -2,8 +2,8 @@
 
 Every run is `polyformer train` with a recipe, in a process of its own: a LLaMA network on the novels of Jane Austen as
 bytes. Tokens per second are of the median step, the first two left out; memory is the most that one process held.
-All are compared with one peak, measured at the beginning; attention counts as if it were not causal. With
-two processes, each has half of the threads and half of the rows (FSDP2 over gloo).
+All are compared with one peak, measured at the beginning; attention counts as if it were not causal. With two
+processes, each has half of the threads and half of the rows (FSDP2 over gloo).
 
     python benchmarks/training_growth.py
 """
@@ -136,10 +136,10 @@ def read_journal(run: Path, point: Point, peak: float) -> dict[str, Any]:
 def peak_of_machine(seconds: float) -> float:
     """FLOP/s in float32. In a process of its own: what this one takes would count as the memory of those it begins."""
     program = (
-        "import torch; from polyformer.training.peak import measured_peak; "
-        f"print(measured_peak(torch.device('cpu'), torch.float32, {seconds}))"
+        "import json, torch; from polyformer.training.peak import measured_peak; "
+        f"print(json.dumps({{'peak': measured_peak(torch.device('cpu'), torch.float32, {seconds})}}))"
     )
-    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    return float(common.run_fresh([sys.executable, "-c", program]).values["peak"])
 
 
 def memory_of(usage: resource.struct_rusage) -> int:

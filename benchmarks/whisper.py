@@ -209,6 +209,9 @@ def transformers_whisper(
         samples = read_sound(file, processor.rate)
         return processor.log_mel(samples, padding=processor.window)[:, : max(1, len(samples) // processor.hop)]
 
+    def read(rows: torch.Tensor) -> list[str]:
+        return [tokenizer.decode([token for token in row if token < end]).strip() for row in rows.tolist()]
+
     def hear(some: list[str]) -> list[str]:
         sounds = [frames(file) for file in some]
         # Only above a window does it ask the mask where each clip ends.
@@ -216,14 +219,12 @@ def transformers_whisper(
         features = torch.stack([torch.nn.functional.pad(sound, (0, columns - sound.shape[1])) for sound in sounds])
         mask = torch.stack([torch.arange(columns) < sound.shape[1] for sound in sounds]).long()
         torch.manual_seed(0)
-        rows = peer.generate(features.to(peer.dtype), attention_mask=mask, **options)
-        return [tokenizer.decode([token for token in row if token < end]).strip() for row in rows.tolist()]
+        return read(peer.generate(features.to(peer.dtype), attention_mask=mask, **options))
 
     def hear_once(some: list[str]) -> list[str]:
         windows = torch.stack([processor(read_sound(file, processor.rate)) for file in some])
         chosen = {name: options[name] for name in ("language", "task", "return_timestamps") if name in options}
-        rows = peer.generate(windows.to(peer.dtype), do_sample=False, **chosen)
-        return [tokenizer.decode([token for token in row if token < end]).strip() for row in rows.tolist()]
+        return read(peer.generate(windows.to(peer.dtype), do_sample=False, **chosen))
 
     def timed(hears: Callable[[list[str]], list[str]]) -> dict[str, Any]:
         hears(files[:1])

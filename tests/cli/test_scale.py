@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import TORCHRUN
 
 RECIPE = """
 model:
@@ -72,8 +72,7 @@ def test_a_mistake_is_one_line(run: Callable, folder: Path, arguments: tuple[str
 @pytest.mark.slow
 def test_two_processes_train_the_grid_together(run: Callable, folder: Path) -> None:
     arguments = ["scale", "recipe.yaml", "--sizes", "8k,16k,32k", "--tokens", "0.5k,1k,2k"]
-    torchrun = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [sys.executable, *torchrun, "--nproc-per-node", "2", "-m", "polyformer", *arguments, "--json"]
+    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "polyformer", *arguments, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -589,11 +589,16 @@ def test_a_sequence_too_long_for_its_positions_changes_nothing(make_config: Any,
 # A source for cross-attention
 
 
-@torch.no_grad()
-def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_module: Any) -> None:
+def stack_with_source(make_config: Any, random_module: Any) -> Any:
+    """Layers that look at a source of width 10."""
     cross = core.Attention.Config(16, 4, head_dim=6, source_size=10, mask=core.Bidirectional())
     config = make_config({"positions": ROTARY}).stack
-    stack = random_module(replace(config, layers=tuple(replace(each, cross_attention=cross) for each in config.layers)))
+    return random_module(replace(config, layers=tuple(replace(each, cross_attention=cross) for each in config.layers)))
+
+
+@torch.no_grad()
+def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_module: Any) -> None:
+    stack = stack_with_source(make_config, random_module)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 7, 16, dtype=torch.float64, generator=generator)
     source = torch.randn(2, 5, 10, dtype=torch.float64, generator=generator)
@@ -627,9 +632,7 @@ def test_keys_and_values_of_a_source_are_made_once(make_config: Any, random_modu
 def test_rows_share_the_source_however_many_there_are_of_each(
     make_config: Any, random_module: Any, wanted: tuple[int, ...]
 ) -> None:
-    cross = core.Attention.Config(16, 4, head_dim=6, source_size=10, mask=core.Bidirectional())
-    config = make_config({"positions": ROTARY}).stack
-    stack = random_module(replace(config, layers=tuple(replace(each, cross_attention=cross) for each in config.layers)))
+    stack = stack_with_source(make_config, random_module)
     generator = torch.Generator().manual_seed(0)
     texts = torch.randn(3, 5, 10, dtype=torch.float64, generator=generator)
     prompts = torch.randn(3, 2, 16, dtype=torch.float64, generator=generator)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import TORCHRUN
 from tests.training.conftest import small_config
 from tests.training.many_processes import encoder_config, language_model_config, run
 from tests.training.test_run import losses, recipe_of, texts, values_of  # noqa: F401 (a fixture)
@@ -31,7 +31,6 @@ from polyformer.training.run import train
 from polyformer.training.tensors import total_norm
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
 TWO: dict[str, dict[str, Any]] = {
     "shard": {"parallel": {"shard": 2}, "micro": 2, "optimizer": "muon", "average": 0.9},

@@ -13,7 +13,6 @@ from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 from polyformer.core.config import require
 from polyformer.core.embeddings import TokenEmbedding
-from polyformer.core.linear import Linear
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -136,13 +135,6 @@ class Recurrence(core.Module):
 
     def _as_we_keep(self, last: Tensor | State) -> State:
         return tuple(part.transpose(0, 1) for part in ((last,) if isinstance(last, Tensor) else last))
-
-
-def keep_size(*linears: Linear) -> None:
-    """Draw weights that keep the size of what comes in (Glorot and Bengio, 2010)."""
-    for linear in linears:
-        if not linear.weight.is_meta:
-            nn.init.xavier_normal_(linear.weight)
 
 
 def unit_embedding(vocab_size: int, hidden_size: int, dropout: float) -> TokenEmbedding.Config:

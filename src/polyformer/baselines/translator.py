@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyformer.baselines.recurrence import Recurrence, keep_size, unit_embedding
+from polyformer.baselines.recurrence import Recurrence, unit_embedding
 from polyformer.baselines.state import StateCache
 from polyformer.baselines.texts import Texts
 from polyformer.core import config as core
 from polyformer.core.config import require
 from polyformer.core.encoder_decoder import SourceDecoder
 from polyformer.core.heads import Head
-from polyformer.core.linear import Linear
+from polyformer.core.linear import Linear, keep_size
 from polyformer.core.network import Network
 from polyformer.core.transformer import Output, Source
 

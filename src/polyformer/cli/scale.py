@@ -62,22 +62,17 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json", help="Print what scaling.json holds.")] = False,
 ) -> None:
     from polyformer.cli.training_display import Display
-    from polyformer.errors import PolyformerError
     from polyformer.training import scaling
-    from polyformer.training.parallel import is_first_process, process_device, process_group
+    from polyformer.training.parallel import is_first_process, process_device, process_group, said_once
     from polyformer.training.recipe import read_recipe
 
-    try:
+    with said_once():
         scaling.require_matplotlib()
         parsed = read_recipe(recipe, changes or ())
         budgets = [number for text in budget or () for number in scaling.read_numbers(text, "--budget")]
         rates = None if learning_rates is None else scaling.read_numbers(learning_rates, "--learning-rates")
         asked = {"sizes": scaling.read_numbers(sizes, "--sizes"), "tokens": scaling.read_numbers(tokens, "--tokens")}
         runs = scaling.plan(parsed, asked["sizes"], asked["tokens"], rates)
-    except PolyformerError:
-        if not is_first_process():
-            raise typer.Exit(1) from None  # the first one says it
-        raise
     folder = output or Path("runs") / f"{parsed.name}-scale"
     stopped: scaling.Stopped | None = None
     results = []

@@ -46,18 +46,13 @@ def train(
     check: Annotated[bool, typer.Option("--check", help="Check the recipe, say what it means, train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    from polyformer.errors import PolyformerError
-    from polyformer.training.parallel import is_first_process
+    from polyformer.training.parallel import is_first_process, said_once
     from polyformer.training.recipe import read_recipe
     from polyformer.training.run import check_recipe
     from polyformer.training.run import train as run
 
-    try:
+    with said_once():
         parsed = read_recipe(recipe, changes or ())
-    except PolyformerError:
-        if not is_first_process():
-            raise typer.Exit(1) from None  # the first one says it
-        raise
     if check:
         facts = check_recipe(parsed)
         print(json.dumps(facts, ensure_ascii=False) if as_json else _lines(facts))

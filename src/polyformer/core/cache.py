@@ -465,7 +465,7 @@ class Cache:
             self.source.select(sources)
         elif tuple(counts.tolist()) == self.rows_per_source:
             return
-        self.neighbours = Neighbours(counts.tolist()) if len(sources) < len(rows) else None
+        self.neighbours = Neighbours.of(counts.tolist())
         self._source_span = None
 
     def trim(self, count: Tensor | int) -> None:
@@ -527,7 +527,6 @@ class Cache:
             columns.join([other.columns[number] for other in caches], batches)
         if self.has_source:
             counts = [count for other in caches for count in other.rows_per_source]
-            if len(counts) < merged.batch_size:
-                merged.neighbours = Neighbours(counts)
+            merged.neighbours = Neighbours.of(counts)
             merged.source.join([other.source for other in caches], [len(other.rows_per_source) for other in caches])
         return merged

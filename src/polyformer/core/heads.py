@@ -13,7 +13,7 @@ from polyformer.core.activations import activation
 from polyformer.core.attention import Attention
 from polyformer.core.config import require
 from polyformer.core.feedforward import FeedForward
-from polyformer.core.linear import Linear, Packable, initialize
+from polyformer.core.linear import Linear, Packable, initialize, keep_size
 from polyformer.core.masks import Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
 from polyformer.core.packing import Packed, bring_back, can_pack, give_up
@@ -320,9 +320,7 @@ class AttentionPooling(core.Module):
         self.attention = config.attention.build()
         self.norm = config.norm.build()
         self.feedforward = config.feedforward.build()
-        for module in self.modules():
-            if isinstance(module, Linear):
-                initialize(module.weight, (2 / (module.config.in_features + module.config.out_features)) ** 0.5)
+        keep_size(*(module for module in self.modules() if isinstance(module, Linear)))
 
     def forward(self, hidden: Tensor, span: Span, input_ids: Tensor | None = None) -> Tensor:
         """hidden [batch, columns, source_size] -> [batch, hidden_size]. ``input_ids`` are not needed."""

@@ -95,6 +95,14 @@ class Linear(Packable):
         return f"{self.config.in_features} -> {self.config.out_features}, bias={self.config.bias}"
 
 
+def keep_size(*linears: Linear) -> None:
+    """Draw weights that keep the size of what comes in and of its gradients: N(0, 2/(inputs + outputs)) (Glorot and
+    Bengio, 2010, equation 12)."""
+    for linear in linears:
+        if not linear.weight.is_meta:
+            nn.init.xavier_normal_(linear.weight)
+
+
 class Embedding(core.Module):
     """Row ``id`` of a table [num_embeddings, hidden_size]. The table starts as N(0, standard_deviation²)."""
 

@@ -40,6 +40,11 @@ class Neighbours:
             self._places = torch.where(real.flatten())[0]
             self._filled = (real.flatten().cumsum(0) - 1).clamp(min=0)
 
+    @staticmethod
+    def of(counts: Sequence[int]) -> Neighbours | None:
+        """None where every row has a source of its own."""
+        return Neighbours(counts) if max(counts, default=1) > 1 else None
+
     def sources(self) -> Tensor:
         """[rows]: which source each row looks at."""
         return torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
@@ -49,18 +54,15 @@ class Neighbours:
         if self._filled is not None:
             self._filled = self._filled.to(queries.device)
             queries = queries.index_select(0, self._filled)
-        if self.most == 1:
-            return queries
         _, heads, new, size = queries.shape
         parts = queries.reshape(-1, self.most, heads, new, size).transpose(1, 2)
         return parts.reshape(-1, heads, self.most * new, size)
 
     def unfold(self, results: Tensor) -> Tensor:
         """The way back from `fold`, for results or weights."""
-        if self.most > 1:
-            _, heads, queries, size = results.shape
-            new = queries // self.most
-            results = results.reshape(-1, heads, self.most, new, size).transpose(1, 2).reshape(-1, heads, new, size)
+        _, heads, queries, size = results.shape
+        new = queries // self.most
+        results = results.reshape(-1, heads, self.most, new, size).transpose(1, 2).reshape(-1, heads, new, size)
         if self._places is None:
             return results
         self._places = self._places.to(results.device)

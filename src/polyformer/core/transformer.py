@@ -18,7 +18,7 @@ from polyformer.core.config import require
 from polyformer.core.embeddings import TokenEmbedding
 from polyformer.core.feedforward import FeedForward, MixtureOfExperts
 from polyformer.core.heads import Head
-from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Linear, initialize
+from polyformer.core.linear import INITIAL_STANDARD_DEVIATION, Linear, initialize, keep_size
 from polyformer.core.masks import PrefixCausal, Span
 from polyformer.core.network import Network
 from polyformer.core.normalization import LayerNorm, RMSNorm
@@ -239,7 +239,7 @@ class Stack(core.Module):
         elif config.initialization == "width":
             self._scale_by_width()
         elif config.initialization == "xavier":
-            self._scale_by_both_sizes()
+            keep_size(*(module for module in self.modules() if isinstance(module, Linear)))
         else:
             self._scale_by_inputs()
 
@@ -253,14 +253,8 @@ class Stack(core.Module):
         width = self.config.layers[0].attention.hidden_size
         for name, module in self.named_modules():
             if isinstance(module, Linear):
-                within = ".feedforward." in f".{name}"
-                initialize(module.weight, (2 * width if within else width) ** -0.5)
+                initialize(module.weight, (2 * width if ".feedforward." in name else width) ** -0.5)
         self._scale_residual_outputs(width**-0.5)
-
-    def _scale_by_both_sizes(self) -> None:
-        for module in self.modules():
-            if isinstance(module, Linear):
-                initialize(module.weight, (2 / (module.config.in_features + module.config.out_features)) ** 0.5)
 
     def _scale_by_inputs(self) -> None:
         for module in self.modules():

@@ -70,6 +70,9 @@ def read_stack(
     return Stack.Config((layer,) * count, normalization if norm else None, initialization=initialization)
 
 
+_read_layers = partial(read_stack, act="quick_gelu", epsilon=1e-5, initialization="width")
+
+
 def written_stack(stack: Stack.Config) -> dict[str, Any]:
     layer = stack.layers[0]
     feedforward = only_kind(layer.feedforward, FeedForward.Config, "the feed-forward part")
@@ -89,9 +92,7 @@ def written_stack(stack: Stack.Config) -> dict[str, Any]:
 
 def read_text(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden, positions = config.integer("hidden_size", 512), config.integer("max_position_embeddings", 77)
-    stack = read_stack(
-        config, hidden, 8, 2048, act="quick_gelu", epsilon=1e-5, mask=Causal(), norm=True, initialization="width"
-    )
+    stack = _read_layers(config, hidden, 8, 2048, mask=Causal(), norm=True)
     learned = Learned.Config(positions, hidden, standard_deviation=0.01)
     embedding = TokenEmbedding.Config(config.integer("vocab_size", 49408), hidden, learned)
     end = config.integer("eos_token_id", 49407, least=0)
@@ -115,17 +116,7 @@ def written_text(encoder: Encoder.Config, pooling: Any) -> dict[str, Any]:
 
 def read_vision(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden = config.integer("hidden_size", 768)
-    stack = read_stack(
-        config,
-        hidden,
-        12,
-        3072,
-        act="quick_gelu",
-        epsilon=1e-5,
-        mask=Bidirectional(),
-        norm=False,
-        initialization="width",
-    )
+    stack = _read_layers(config, hidden, 12, 3072, mask=Bidirectional(), norm=False)
     norm = stack.layers[0].norm
     patch, channels = read_pair(config, "patch_size", 32), config.integer("num_channels", 3)
     embedding = PatchEmbedding.Config(

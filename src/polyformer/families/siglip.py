@@ -17,7 +17,6 @@ from polyformer.core import (
     Learned,
     PatchEmbedding,
     Pooling,
-    Stack,
     TokenEmbedding,
     Tower,
     Transform,
@@ -32,24 +31,22 @@ from polyformer.families.weights import Reshape, Rule, Split, WeightTable
 TASKS = {"SiglipModel": "both", "SiglipForImageClassification": "sequence-classification"}
 
 
-def read_layers(config: ConfigReader, hidden: int) -> Stack.Config:
-    """Of either tower."""
-    return read_stack(
-        config,
-        hidden,
-        12,
-        3072,
-        act="gelu_pytorch_tanh",
-        epsilon=1e-6,
-        mask=Bidirectional(),
-        norm=True,
-        initialization="xavier",
-    )
+# Of either tower
+_read_layers = partial(
+    read_stack,
+    heads=12,
+    inner=3072,
+    act="gelu_pytorch_tanh",
+    epsilon=1e-6,
+    mask=Bidirectional(),
+    norm=True,
+    initialization="xavier",
+)
 
 
 def read_text(config: ConfigReader) -> tuple[Encoder.Config, Pooling.Config]:
     hidden, positions = config.integer("hidden_size", 768), config.integer("max_position_embeddings", 64)
-    stack = read_layers(config, hidden)
+    stack = _read_layers(config, hidden)
     learned = Learned.Config(positions, hidden, standard_deviation=hidden**-0.5)
     embedding = TokenEmbedding.Config(
         config.integer("vocab_size", 32000), hidden, learned, standard_deviation=hidden**-0.5
@@ -71,7 +68,7 @@ def written_text(encoder: Encoder.Config, pooling: Any) -> dict[str, Any]:
 
 def read_vision(config: ConfigReader) -> tuple[Encoder.Config, AttentionPooling.Config | None]:
     hidden = config.integer("hidden_size", 768)
-    stack = read_layers(config, hidden)
+    stack = _read_layers(config, hidden)
     layer = stack.layers[0]
     patch, channels = read_pair(config, "patch_size", 16), config.integer("num_channels", 3)
     embedding = PatchEmbedding.Config(

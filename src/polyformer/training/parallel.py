@@ -28,7 +28,7 @@ from polyformer.core import Attention, FeedForward, Linear, Stack
 from polyformer.core.config import Config
 from polyformer.core.placement import parse_device
 from polyformer.core.positions import Relative
-from polyformer.errors import ConfigError
+from polyformer.errors import ConfigError, PolyformerError
 from polyformer.objectives.base import Batch
 from polyformer.training.data.loader import EvaluationLoader
 from polyformer.training.group import Alone, Group
@@ -45,6 +45,17 @@ _AXES = ("replicate", "shard", "tensor")
 def is_first_process() -> bool:
     """Whether this is the process that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """A block in which every process finds the same mistake: the first one says it, the others just end."""
+    try:
+        yield
+    except PolyformerError:
+        if not is_first_process():
+            raise SystemExit(1) from None
+        raise
 
 
 class Processes:
@@ -231,12 +242,8 @@ def start_group(section: ParallelSection, device: torch.device) -> Group:
         ConfigError: the recipe is for another number of processes.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
+    with said_once():
         shape = grid_shape(section, processes)
-    except ConfigError:
-        if not is_first_process():
-            raise SystemExit(1) from None  # the first one says it
-        raise
     if processes == 1:
         return Alone()
     if device.type == "cuda":
