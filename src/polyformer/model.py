@@ -252,7 +252,7 @@ class Model:
     """A network with its tokenizer, and what can be done with them.
 
     Attributes:
-        network: the ``torch.nn.Module``. Generation packs its weights where that is faster (16 bits on a CPU): its
+        network: the ``torch.nn.Module``. Generation packs its weights where that is faster (on a CPU): its
             parameters then stand on the meta device until ``network.unpack()``, training, gradients, ``state_dict`` or
             a move bring them back.
         tokenizer: text to ids and back; None for a model that takes and gives ids.

@@ -272,6 +272,27 @@ def test_products_in_pieces(at_once: int, mask_rows: int, monkeypatch: pytest.Mo
     assert_same(result, by_hand(*given, Scoring(0.4, for_all.mask.expand(BATCH, 1, 5, 7)))[0])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [9, 4_000_000])
+@pytest.mark.parametrize("mask_rows", [0, 1, BATCH])
+def test_products_one_by_one(at_once: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long sequences in float32 where MKL is slow."""
+    monkeypatch.setattr(backends, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(backends, "_LONG", 5)
+    monkeypatch.setattr(backends, "_SHORT", 4)
+    monkeypatch.setattr(backends, "_SCORES_AT_ONCE", at_once)
+    given = [tensor.float() for tensor in tensors(5, 7, HEADS)]
+    scoring = Scoring(0.4, mask_of(5, 7, mask_rows) if mask_rows else None, both_ways=True)
+    assert backends._choose(given[0], given[1], scoring, False) == "products"
+    with mock.patch.object(backends, "product", wraps=backends.product) as product:
+        result, _ = attend(*given, scoring)
+    assert product.call_count >= 2 * BATCH * HEADS
+    expected, _ = by_hand(*(tensor.double() for tensor in given), scoring)
+    torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-5)
+    monkeypatch.setattr(backends, "mkl_is_slow", lambda: False)
+    assert backends._choose(given[0], given[1], scoring, False) == "fused"
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_when_products_are_chosen(mask: bool) -> None:
     """On a CPU, both ways, without gradients: as exact as bfloat16 is."""

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 
-from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, LayerNorm, Stack, TokenEmbedding
+from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, LayerNorm, Stack, TokenEmbedding, packing
 from polyformer.core.network import Network
 from polyformer.core.packing import can_pack
 from polyformer.core.rotary import Rotary
@@ -103,9 +104,70 @@ def test_copies_are_independent() -> None:
     assert network.stack.layers[0].attention.query.weight.abs().sum() > 0
 
 
+@pytest.fixture
+def mkl_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor of AMD's, whatever this one is."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: True)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_float32_is_packed_where_mkl_is_slow(tied: bool, gated: bool, mkl_is_slow: None) -> None:
+    network = build(torch.float32, tied=tied, gated=gated)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.inference_mode():
+        plain = network(IDS).logits
+        packed = network.pack()(IDS).logits
+        assert network.stack.layers[0].attention.query.weight.is_meta, "packing must not take memory twice"
+        torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
+        cache = network.new_cache()
+        network(IDS[:, :22], cache=cache)
+        torch.testing.assert_close(network(IDS[:, 22:], cache=cache).logits, plain[:, 22:], atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.unpack().state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(packing.ACTIVATIONS_WITHIN))
 @torch.inference_mode()
-def test_other_dtypes_stay_as_they_are() -> None:
+def test_activations_within_the_product(name: str, mkl_is_slow: None) -> None:
+    torch.manual_seed(0)
+    module = FeedForward.Config(48, 80, name, bias=True).build()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    inputs = torch.randn(3, 7, 48)
+    expected = module.double()(inputs.double())
+    module.float().up.pack()
+    with mock.patch.object(module, "activation", side_effect=AssertionError("it is computed within the product")):
+        result = module(inputs)
+    torch.testing.assert_close(result.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_gate_is_never_forgotten(mkl_is_slow: None) -> None:
+    """Where gate and up are not joined, because one of them is no plain map, up alone may still be packed."""
+    torch.manual_seed(0)
+    module = FeedForward.Config(48, 80, "gelu", gated=True).build()
+    inputs = torch.randn(7, 48)
+    expected = module(inputs)
+    module.up.pack()
+    torch.testing.assert_close(module(inputs), expected, atol=1e-6, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_other_dtypes_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: False)
     network = build(torch.float32)
     plain = network(IDS).logits
     assert torch.equal(network.pack()(IDS).logits, plain)
     assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("maker", "slow"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_whose_processor_it_is(maker: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(packing.Path, "read_text", lambda self: f"processor : 0\nvendor_id\t: {maker}\n")
+    assert packing.mkl_is_slow.__wrapped__() is slow
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not packing.mkl_is_slow.__wrapped__()

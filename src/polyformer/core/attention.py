@@ -222,7 +222,7 @@ class Attention(Packable):
             return keys, values
         if keys.dtype.itemsize == 2 and keys.device.type == "cpu" and not torch.is_grad_enabled():
             # They are read at every step, and a CPU reads 32 bits several times as fast as it converts 16.
-            keys, values = keys.float(), values.float()
+            keys, values = (part.to(torch.float32, memory_format=torch.contiguous_format) for part in (keys, values))
         return store.append(keys, values)
 
     def _scoring(self, queries: Tensor, span: Span) -> Scoring:

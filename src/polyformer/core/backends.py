@@ -4,7 +4,8 @@
   knows neither soft caps nor sinks.
 * ``products``: two plain products with a softmax between them, in the dtype of the inputs, a few heads at a time. On a
   CPU it is faster than ``fused`` for short sequences that see both ways, and in 16 bits for long ones too: the matrix
-  of weights stays in the caches, and single queries do not wait for blocks that are made for many.
+  of weights stays in the caches, and single queries do not wait for blocks that are made for many. In 32 bits it is for
+  long ones where MKL, of which ``fused`` is made, is slow.
 * ``reference``: the equations written out. It can do everything.
 * ``flex``: PyTorch's flex attention, compiled. Fused, and it knows soft caps; chosen on a GPU where ``fused`` is not
   exact.
@@ -26,11 +27,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyformer.core.config import require
+from polyformer.core.packing import mkl_is_slow, product
 
 BACKENDS = ("fused", "products", "reference", "flex")
 
 # Columns up to which products are faster in 32 bits: at 64 they take half the time, at 512 it is a tie.
 _SHORT = 128
+# Queries and columns from which one product at a time by oneDNN takes at most 0.7 of the time of ``fused``.
+_LONG = 256
 # Scores that lie in memory at once: 8 MB in 16 bits, about what the caches of one processor hold.
 _SCORES_AT_ONCE = 4_000_000
 
@@ -158,7 +162,15 @@ def _products_help(queries: Tensor, keys: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and queries.requires_grad:
         return False
-    return queries.dtype.itemsize == 2 or (queries.dtype == torch.float32 and keys.shape[2] <= _SHORT)
+    if queries.dtype == torch.float32:
+        return keys.shape[2] <= _SHORT or _goes_alone(queries, keys)
+    return queries.dtype.itemsize == 2
+
+
+def _goes_alone(queries: Tensor, keys: Tensor) -> bool:
+    """Whether every head is multiplied by itself: large matrices in 32 bits where PyTorch's products are slow."""
+    long = min(queries.shape[2], keys.shape[2]) >= _LONG
+    return long and queries.dtype == torch.float32 and queries.device.type == "cpu" and mkl_is_slow()
 
 
 def _products(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
@@ -169,15 +181,20 @@ def _products(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -
         # scores of a query, and is left out (Zhang et al., 2024, "SageAttention", section 4.2).
         keys = keys - keys.mean(2, keepdim=True, dtype=torch.float32).to(keys.dtype)
     queries, keys, values = (queries * scoring.scale).contiguous(), keys.contiguous(), values.contiguous()
+    alone = _goes_alone(queries, keys)
 
     def weighted(rows: slice, some: slice, part: slice) -> Tensor:
-        scores = queries[rows, some, part] @ keys[rows, some].mT
+        if alone:
+            scores = product(queries[rows, some, part][0, 0], keys[rows, some][0, 0])[None, None]
+        else:
+            scores = queries[rows, some, part] @ keys[rows, some].mT
         if scoring.mask is not None:
             mask = scoring.mask if len(scoring.mask) == 1 else scoring.mask[rows]
             scores = scores.masked_fill_(~(mask if mask.shape[2] == 1 else mask[:, :, part]), float("-inf"))
-        return scores.softmax(-1) @ values[rows, some]
+        weights = scores.softmax(-1)
+        return product(weights[0, 0], values[rows, some][0, 0].mT) if alone else weights @ values[rows, some]
 
-    matrices = max(1, _SCORES_AT_ONCE // max(1, new * columns))
+    matrices = 1 if alone else max(1, _SCORES_AT_ONCE // max(1, new * columns))
     if matrices >= batch * heads:
         return weighted(slice(None), slice(None), slice(None))
     # In the order of the next projection, which reads all heads of a token together

@@ -125,6 +125,17 @@ class Int8Store(Store):
         self.dtype = next(store.dtype for store in stores if isinstance(store, Int8Store))
 
 
+class SourceStore(Store):
+    """Keys and values of a source, which are written once: no room to grow."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.buffers = [keys.contiguous(), values.contiguous()]
+        return self.read()
+
+    def join(self, stores: Sequence[Store], room: int) -> None:
+        super().join(stores, self.columns.used)
+
+
 _STORE_CLASSES: dict[str, type[Store]] = {"dense": Store, "int8": Int8Store}
 
 
@@ -375,7 +386,9 @@ class Cache:
         self.source = Columns()  # the source of cross-attention: filled once
         self.neighbours: Neighbours | None = None  # rows that look at the same row of the source; None: each its own
         self._source_span: Span | None = None
-        self.cross_stores: list[Store | None] = [Store(self.source) if c else None for c in self.cross_attention]
+        self.cross_stores: list[SourceStore | None] = [
+            SourceStore(self.source) if c else None for c in self.cross_attention
+        ]
         self.source.stores = [store for store in self.cross_stores if store is not None]
 
     @property

@@ -12,6 +12,7 @@ from polyformer.core import config as core
 from polyformer.core.activations import activation
 from polyformer.core.config import require
 from polyformer.core.linear import Linear, Packable
+from polyformer.core.packing import ACTIVATIONS_WITHIN
 
 
 class FeedForward(Packable):
@@ -45,7 +46,8 @@ class FeedForward(Packable):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.gate is None:
-            inner = self.activation(self.up(inputs))
+            within = self.up.joint is not None and self.config.activation in ACTIVATIONS_WITHIN
+            inner = self.up.joint(inputs, self.config.activation) if within else self.activation(self.up(inputs))
         else:
             gate, up = self.project(inputs)
             inner = self.activation(gate) * up

@@ -38,7 +38,10 @@ class Network(core.Module):
         return next(self.parameters()).dtype
 
     def pack(self: Self) -> Self:
-        """Pack every linear map that gains by it (16-bit weights on a CPU with instructions for them); others stay."""
+        """Pack every linear map that gains by it; others stay.
+
+        On a CPU: weights in 16 bits where it has instructions for them, and in 32 bits on a processor of AMD's.
+        """
         if not self.packed:
             for module in self.modules():
                 if isinstance(module, Packable):
