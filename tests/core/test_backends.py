@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from polyformer import core
-from polyformer.core import backends
+from polyformer.core import backends, products
 from polyformer.core.backends import BACKENDS, Scoring, attend, attention_backend
 from polyformer.errors import ConfigError
 
@@ -260,7 +260,7 @@ def test_the_choice() -> None:
 @pytest.mark.parametrize("mask_rows", [0, 1, BATCH])
 def test_products_in_pieces(at_once: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few scores may lie in memory at once: heads, rows and queries one after the other."""
-    monkeypatch.setattr(backends, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(products, "_SCORES_AT_ONCE", at_once)
     given = tensors(5, 7, HEADS)
     scoring = Scoring(0.4, mask_of(5, 7, mask_rows) if mask_rows else None)
     with attention_backend("products"):
@@ -272,24 +272,51 @@ def test_products_in_pieces(at_once: int, mask_rows: int, monkeypatch: pytest.Mo
     assert_same(result, by_hand(*given, Scoring(0.4, for_all.mask.expand(BATCH, 1, 5, 7)))[0])
 
 
+def test_when_products_learn() -> None:
+    """On a CPU in 16 bits, whatever is hidden, shared heads too."""
+    queries, keys, values = (tensor.bfloat16().requires_grad_() for tensor in tensors(5, 5, SHARED))
+    for scoring in (Scoring(0.4, causal=True), Scoring(0.4, both_ways=True), Scoring(0.4, mask_of(5, 5, BATCH))):
+        assert backends._choose(queries, keys, scoring, False) == "products"
+        exact = [tensor.detach().double().requires_grad_() for tensor in (queries, keys, values)]
+        with attention_backend("reference"):
+            expected, _ = attend(*exact, scoring)
+        result, _ = attend(queries, keys, values, scoring)
+        weight = torch.randn(expected.shape, dtype=torch.float64)
+        found = torch.autograd.grad((result.double() * weight).sum(), (queries, keys, values))
+        for one, other in zip(found, torch.autograd.grad((expected * weight).sum(), exact), strict=True):
+            assert (one.double() - other).norm() <= 0.02 * other.norm()
+    causal = Scoring(0.4, causal=True)
+    with torch.no_grad():
+        assert backends._choose(queries, keys, causal, False) == "fused"
+    for others in (
+        (queries.float(), keys.float(), causal),
+        (queries[:, :, :1], keys, causal),
+        (queries, keys, Scoring(0.4, causal=True, dropout=0.1)),
+        (queries, keys, Scoring(0.4, bias=torch.zeros(1, 1, 5, 5))),
+    ):
+        assert backends._choose(*others, False) == "fused"
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        assert backends._choose(queries, keys, causal, False) == "fused"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("at_once", [9, 4_000_000])
 @pytest.mark.parametrize("mask_rows", [0, 1, BATCH])
 def test_products_one_by_one(at_once: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long sequences in float32 where MKL is slow."""
-    monkeypatch.setattr(backends, "mkl_is_slow", lambda: True)
-    monkeypatch.setattr(backends, "_LONG", 5)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_LONG", 5)
     monkeypatch.setattr(backends, "_SHORT", 4)
-    monkeypatch.setattr(backends, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(products, "_SCORES_AT_ONCE", at_once)
     given = [tensor.float() for tensor in tensors(5, 7, HEADS)]
     scoring = Scoring(0.4, mask_of(5, 7, mask_rows) if mask_rows else None, both_ways=True)
     assert backends._choose(given[0], given[1], scoring, False) == "products"
-    with mock.patch.object(backends, "product", wraps=backends.product) as product:
+    with mock.patch.object(products, "product", wraps=products.product) as product:
         result, _ = attend(*given, scoring)
     assert product.call_count >= 2 * BATCH * HEADS
     expected, _ = by_hand(*(tensor.double() for tensor in given), scoring)
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-5)
-    monkeypatch.setattr(backends, "mkl_is_slow", lambda: False)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
     assert backends._choose(given[0], given[1], scoring, False) == "fused"
 
 
@@ -313,7 +340,6 @@ def test_when_products_are_chosen(mask: bool) -> None:
     for others in (
         (queries.double(), keys.double(), scoring),
         (queries.float(), long, scoring),
-        (queries.clone().requires_grad_(), keys, scoring),
         (queries, keys[:, :2], scoring),
         (queries, keys, Scoring(0.4)),
         (queries, keys, Scoring(0.4, causal=True)),
@@ -326,7 +352,7 @@ def test_when_products_are_chosen(mask: bool) -> None:
 @pytest.mark.parametrize(
     ("backend", "scoring", "need_weights", "message"),
     [
-        ("products", Scoring(1.0, causal=True), False, "the products attention backend knows neither causal masks"),
+        ("products", Scoring(1.0, causal=True), False, "the products attention backend knows neither biases"),
         ("fused", Scoring(1.0), True, "the fused attention backend cannot return weights"),
         ("flex", Scoring(1.0), True, "the flex attention backend cannot return weights"),
         ("flex", Scoring(1.0, dropout=0.1), False, "the flex attention backend cannot return weights, drop out"),

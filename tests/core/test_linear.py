@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -58,3 +59,38 @@ def test_an_embedding_starts_as_wide_as_asked(deviation: float) -> None:
     table = core.TokenEmbedding.Config(200, 100, standard_deviation=deviation).build().tokens.weight.detach()
     assert float(table.std()) == pytest.approx(deviation, rel=0.03)
     assert float(table.mean()) == pytest.approx(0.0, abs=0.03 * deviation)
+
+
+def test_maps_of_one_input_are_joined_in_training_in_16_bits() -> None:
+    """Keys without a bias too; values and gradients are those of the single maps."""
+    torch.manual_seed(0)
+    attention = core.Attention.Config(24, 4, 2, bias=True, key_bias=False).build()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    inputs = torch.randn(2, 5, 24, requires_grad=True)
+    maps = attention.joint_linears()
+    expected = [linear(inputs) for linear in maps]
+    weights = [torch.randn_like(one) for one in expected]
+    wanted = torch.autograd.grad(expected, [inputs, *attention.query.parameters(), attention.key.weight], weights)
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(core.Linear, "forward", side_effect=AssertionError):
+        found = attention.project(inputs)
+    assert [one.dtype for one in found] == [torch.bfloat16] * 3
+    given = torch.autograd.grad(
+        found, [inputs, *attention.query.parameters(), attention.key.weight], [one.bfloat16() for one in weights]
+    )
+    for one, other in zip([*found, *given], [*expected, *wanted], strict=True):
+        assert one.shape == other.shape and (one - other).norm() <= 0.02 * other.norm()
+
+
+def test_maps_that_are_more_than_plain_ones_are_called_by_themselves() -> None:
+    attention = core.Attention.Config(24, 4).build()
+    calls = []
+    attention.value.register_forward_hook(lambda *_: calls.append("value"))
+    inputs = torch.randn(1, 3, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention.project(inputs)
+        assert calls == ["value"]
+        assert attention.query.joins(inputs)
+        with torch.no_grad():
+            assert not attention.query.joins(inputs)
+    assert not attention.query.joins(inputs)

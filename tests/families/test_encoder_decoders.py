@@ -142,6 +142,7 @@ def test_t5_with_a_head_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
 def test_t5_starts_as_the_reference_does(projection: str, tmp_path: Path) -> None:
     """Every weight is as large before training as transformers makes it: T5 does not learn from N(0, 0.02²)."""
+    torch.manual_seed(0)  # a table of 64 numbers can by chance be half as large again
     sizes = {**T5_SIZES, "vocab_size": 400, "d_model": 96, "d_kv": 40, "d_ff": 150}
     config = transformers.T5Config(**sizes, feed_forward_proj=projection)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)

@@ -2,10 +2,10 @@
 
 * ``fused``: PyTorch's scaled-dot-product attention. It never holds the matrix of weights, so it cannot return it, and
   knows neither soft caps nor sinks.
-* ``products``: two plain products with a softmax between them, in the dtype of the inputs, a few heads at a time. On a
-  CPU it is faster than ``fused`` for short sequences that see both ways, and in 16 bits for long ones too: the matrix
-  of weights stays in the caches, and single queries do not wait for blocks that are made for many. In 32 bits it is for
-  long ones where MKL, of which ``fused`` is made, is slow.
+* ``products``: two plain products with a softmax between them, in the dtype of the inputs, a piece at a time (see
+  `products`). On a CPU it is faster than ``fused`` for short sequences that see both ways, and in 16 bits for long ones
+  too, and for all training: the matrix of weights stays in the caches, and single queries do not wait for blocks that
+  are made for many. In 32 bits it is for long ones where MKL, of which ``fused`` is made, is slow.
 * ``reference``: the equations written out. It can do everything.
 * ``flex``: PyTorch's flex attention, compiled. Fused, and it knows soft caps; chosen on a GPU where ``fused`` is not
   exact.
@@ -27,16 +27,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyformer.core.config import require
-from polyformer.core.packing import mkl_is_slow, product
+from polyformer.core.products import goes_alone, learned_products, products
 
 BACKENDS = ("fused", "products", "reference", "flex")
 
 # Columns up to which products are faster in 32 bits: at 64 they take half the time, at 512 it is a tie.
 _SHORT = 128
-# Queries and columns from which one product at a time by oneDNN takes at most 0.7 of the time of ``fused``.
-_LONG = 256
-# Scores that lie in memory at once: 8 MB in 16 bits, about what the caches of one processor hold.
-_SCORES_AT_ONCE = 4_000_000
 
 _forced: ContextVar[str | None] = ContextVar("attention backend", default=None)
 
@@ -112,7 +108,12 @@ def attend(
     if backend == "flex":
         return _flex(queries, keys, values, scoring), None
     if backend == "products":
-        return _products(queries, keys, values, scoring), None
+        if _learns(queries):
+            result = learned_products(
+                queries, keys, values, scoring.scale, mask=scoring.mask, causal=scoring.causal and queries.shape[2] > 1
+            )
+            return result, None
+        return products(queries, keys, values, scoring.scale, scoring.mask), None
     return _reference(queries, keys, values, scoring)
 
 
@@ -125,12 +126,15 @@ def _choose(queries: Tensor, keys: Tensor, scoring: Scoring, need_weights: bool)
             fused_is_exact,
             "the fused attention backend cannot return weights, cap scores or use sinks: use 'reference'",
         )
-    products_are_exact = fused_is_exact and not (scoring.causal or scoring.bias is not None or scoring.dropout)
+    learns = _learns(queries)
+    products_are_exact = fused_is_exact and scoring.bias is None and not scoring.dropout
+    if not learns:
+        products_are_exact &= not scoring.causal and queries.shape[1] == keys.shape[1]
     if forced == "products":
         require(
-            products_are_exact and queries.shape[1] == keys.shape[1],
-            "the products attention backend knows neither causal masks, biases, shared heads nor dropout, cannot cap "
-            "scores or use sinks, and returns no weights: use 'reference'",
+            products_are_exact,
+            "the products attention backend knows neither biases nor dropout nor, without gradients, causal masks and "
+            "shared heads; it cannot cap scores or use sinks, and returns no weights: use 'reference'",
         )
     if forced == "flex":
         require(
@@ -142,7 +146,9 @@ def _choose(queries: Tensor, keys: Tensor, scoring: Scoring, need_weights: bool)
         )
     if forced is not None:
         return forced
-    if products_are_exact and scoring.both_ways and _products_help(queries, keys):
+    if products_are_exact and (
+        _learned_products_help(queries) if learns else scoring.both_ways and _products_help(queries, keys)
+    ):
         return "products"
     if fused_is_exact:
         return "fused"
@@ -157,56 +163,22 @@ def _flex_helps(queries: Tensor, scoring: Scoring) -> bool:
 
 
 def _products_help(queries: Tensor, keys: Tensor) -> bool:
-    """On a CPU, without gradients, for which the matrix of weights would have to be kept."""
+    """On a CPU, in 16 bits or for some lengths."""
     if queries.device.type != "cpu" or queries.shape[1] != keys.shape[1]:
         return False
-    if torch.is_grad_enabled() and queries.requires_grad:
-        return False
     if queries.dtype == torch.float32:
-        return keys.shape[2] <= _SHORT or _goes_alone(queries, keys)
+        return keys.shape[2] <= _SHORT or goes_alone(queries, keys)
     return queries.dtype.itemsize == 2
 
 
-def _goes_alone(queries: Tensor, keys: Tensor) -> bool:
-    """Whether every head is multiplied by itself: large matrices in 32 bits where PyTorch's products are slow."""
-    long = min(queries.shape[2], keys.shape[2]) >= _LONG
-    return long and queries.dtype == torch.float32 and queries.device.type == "cpu" and mkl_is_slow()
+def _learns(queries: Tensor) -> bool:
+    return torch.is_grad_enabled() and queries.requires_grad
 
 
-def _products(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
-    batch, heads, new, _ = queries.shape
-    columns = keys.shape[2]
-    if keys.dtype.itemsize == 2 and columns > 1:
-        # Scores are rounded to few digits, so they must be small: what all keys have in common adds the same to all
-        # scores of a query, and is left out (Zhang et al., 2024, "SageAttention", section 4.2).
-        keys = keys - keys.mean(2, keepdim=True, dtype=torch.float32).to(keys.dtype)
-    queries, keys, values = (queries * scoring.scale).contiguous(), keys.contiguous(), values.contiguous()
-    alone = _goes_alone(queries, keys)
-
-    def weighted(rows: slice, some: slice, part: slice) -> Tensor:
-        if alone:
-            scores = product(queries[rows, some, part][0, 0], keys[rows, some][0, 0])[None, None]
-        else:
-            scores = queries[rows, some, part] @ keys[rows, some].mT
-        if scoring.mask is not None:
-            mask = scoring.mask if len(scoring.mask) == 1 else scoring.mask[rows]
-            scores = scores.masked_fill_(~(mask if mask.shape[2] == 1 else mask[:, :, part]), float("-inf"))
-        weights = scores.softmax(-1)
-        return product(weights[0, 0], values[rows, some][0, 0].mT) if alone else weights @ values[rows, some]
-
-    matrices = 1 if alone else max(1, _SCORES_AT_ONCE // max(1, new * columns))
-    if matrices >= batch * heads:
-        return weighted(slice(None), slice(None), slice(None))
-    # In the order of the next projection, which reads all heads of a token together
-    result = values.new_empty(batch, new, heads, values.shape[3]).transpose(1, 2)
-    for row in range(0, batch, step := max(1, matrices // heads)):
-        rows = slice(row, row + step)
-        for head in range(0, heads, count := min(heads, matrices)):
-            some = slice(head, head + count)
-            for query in range(0, new, length := max(1, min(new, _SCORES_AT_ONCE // columns))):
-                part = slice(query, query + length)
-                result[rows, some, part] = weighted(rows, some, part)
-    return result
+def _learned_products_help(queries: Tensor) -> bool:
+    """On a CPU in 16 bits; neither for tensors that processes share nor in what is compiled, which they would break."""
+    plain = type(queries) is Tensor and not torch.compiler.is_compiling()
+    return plain and queries.device.type == "cpu" and queries.dtype.itemsize == 2 and queries.shape[2] > 1
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:

@@ -40,9 +40,18 @@ class Packable(core.Module):
 
     def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The result of each of ``joint_linears``."""
+        linears = self.joint_linears()
         if self.joint is not None:
             return self.joint.split(inputs)
-        return tuple(linear(inputs) for linear in self.joint_linears())
+        if linears and all(linear.joins(inputs) for linear in linears):
+            weight = torch.cat([linear.weight for linear in linears])
+            sizes, biases = [linear.config.out_features for linear in linears], [linear.bias for linear in linears]
+            bias = None
+            if any(one is not None for one in biases):
+                pairs = zip(sizes, biases, strict=True)
+                bias = torch.cat([weight.new_zeros(size) if one is None else one for size, one in pairs])
+            return functional.linear(inputs, weight, bias).split(sizes, dim=-1)
+        return tuple(linear(inputs) for linear in linears)
 
     def pack(self) -> None:
         """Pack the weights, if this machine gains by it and every map still is a plain `Linear`."""
@@ -85,6 +94,18 @@ class Linear(Packable):
 
     def joint_linears(self) -> tuple[Linear, ...]:
         return (self,)
+
+    def joins(self, inputs: Tensor) -> bool:
+        """Whether maps with the same input are better computed as one: in training in 16 bits on a CPU, where each of
+        them would convert the input, and its gradient back. Not if more than a plain map is hidden here."""
+        return (
+            inputs.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and torch.is_grad_enabled()
+            and type(self) is Linear
+            and type(self.weight) is nn.Parameter  # not one that processes share
+            and not (self._forward_hooks or self._forward_pre_hooks)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.joint is not None:

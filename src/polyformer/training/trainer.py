@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polyformer.core.freed_memory import keep_freed_memory
 from polyformer.errors import TrainingError
 from polyformer.objectives.base import Batch, Objective
 from polyformer.training.averaging import ExponentialAverage
@@ -242,6 +243,8 @@ class Trainer:
                 the step, and are saved.
         """
         settings = self.settings
+        if self.device.type == "cpu":
+            keep_freed_memory()
         for observer in self.observers:
             observer.on_begin(self)
         if self.progress.step >= settings.steps:

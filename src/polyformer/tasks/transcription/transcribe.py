@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyformer.core.freed_memory import keep_freed_memory
 from polyformer.errors import CapabilityError, GenerationError
 from polyformer.tasks.base import Progress, require_capability, require_tokenizer
 from polyformer.tasks.transcription.alignment import align_words
@@ -173,6 +174,8 @@ class _Transcriber:
         if batch_size < 1:
             raise GenerationError(f"batch_size is {batch_size}, but it must be at least 1")
         self.model, self.network = model, model.network.pack()
+        if self.network.device.type == "cpu":
+            keep_freed_memory()
         self.vocabulary = Vocabulary(tokenizer, model.network.config.vocab_size)
         self.processor = model.audio_processor
         self.frames_per_second = self.processor.frames_per_second
