@@ -23,19 +23,6 @@ from texts import sentences
 MODEL = "all-minilm-l6-v2"
 
 
-def peak(dtype: Any) -> float:
-    """FLOP/s of a large matrix product."""
-    import torch
-
-    left, right = torch.randn(2, 2048, 2048).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        begin = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best
-
-
 def flops_of(model: Any, texts: list[str]) -> float:
     """Of the matrix products: two for a weight and a token, and those of attention."""
     config = model.config
@@ -120,7 +107,6 @@ def main() -> None:
     count, rounds = (64, 1) if options.quick else (options.sentences, 3)
     machine = common.machine_facts()
     import numpy as np
-    import torch
     from sentence_transformers import SentenceTransformer
 
     import polyformer
@@ -149,7 +135,7 @@ def main() -> None:
             side()
             seconds[name] = min(seconds[name], time.perf_counter() - begin)
     reference = vectors["sentence-transformers float32"]
-    peaks = {name: peak(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    peaks = {name: common.matmul_peak(name, 2048, seconds=0.5) for name in ("float32", "bfloat16")}
     rows = []
     for name, took in seconds.items():
         unit = vectors[name] / np.linalg.norm(vectors[name], axis=1, keepdims=True)

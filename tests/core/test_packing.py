@@ -6,7 +6,18 @@ from unittest import mock
 import pytest
 import torch
 
-from polyformer.core import Attention, DecoderOnly, FeedForward, Head, Layer, LayerNorm, Stack, TokenEmbedding, packing
+from polyformer.core import (
+    Attention,
+    DecoderOnly,
+    FeedForward,
+    Head,
+    Layer,
+    LayerNorm,
+    Linear,
+    Stack,
+    TokenEmbedding,
+    packing,
+)
 from polyformer.core.network import Network
 from polyformer.core.packing import can_pack
 from polyformer.core.rotary import Rotary
@@ -152,6 +163,44 @@ def test_a_gate_is_never_forgotten(mkl_is_slow: None) -> None:
     expected = module(inputs)
     module.up.pack()
     torch.testing.assert_close(module(inputs), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def onednn_trains(mkl_is_slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("wants_inputs", [False, True])
+def test_gradients_of_the_product_by_onednn(bias: bool, wants_inputs: bool, onednn_trains: None) -> None:
+    torch.manual_seed(0)
+    linear = Linear.Config(24, 40, bias).build()
+    inputs = torch.randn(3, 50, 24, requires_grad=wants_inputs)
+    weights = torch.randn(3, 50, 40)
+    wanted_of = [*([inputs] if wants_inputs else []), *linear.parameters()]
+    expected = torch.nn.functional.linear(inputs, linear.weight, linear.bias)
+    wanted = torch.autograd.grad((expected * weights).sum(), wanted_of)
+    with mock.patch.object(torch.nn.functional, "linear", side_effect=AssertionError("this is MKL's")):
+        result = linear(inputs)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    found = torch.autograd.grad((result * weights).sum(), wanted_of)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_when_onednn_trains(onednn_trains: None) -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 4))
+    many = torch.zeros(2, 40, 4)
+    assert packing.can_learn(many, weight)
+    assert not packing.can_learn(many[:, :20], weight), "few rows"
+    assert not packing.can_learn(many.double(), torch.nn.Parameter(weight.double()))
+    assert not packing.can_learn(many, weight.detach()), "no parameter of this process alone"
+    with torch.no_grad():
+        assert not packing.can_learn(many, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packing.can_learn(many, weight)
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        assert not packing.can_learn(many, weight)
 
 
 @torch.inference_mode()

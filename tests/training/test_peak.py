@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from polyformer import core
 from polyformer.baselines import ConvolutionLM, RecurrentLM
+from polyformer.core import packing
 from polyformer.training.peak import count_flops
 
 
@@ -35,3 +37,12 @@ def test_every_matrix_counts(config: Any, training: bool) -> None:
     found, expected = count_flops(forward_and_backward if training else forward), once * (3 if training else 1)
     # Less is known to be needless: nothing is before the first step of a recurrence, so that its gradient stays out.
     assert 0.9 * expected <= found <= expected
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_products_count_whoever_multiplies(by_onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: by_onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    linear = core.Linear.Config(12, 20, bias=True).build()
+    inputs = torch.zeros(5, 20, 12, requires_grad=True)
+    assert count_flops(lambda: linear(inputs).sum().backward()) == 3 * 2 * 100 * 12 * 20

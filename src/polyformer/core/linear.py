@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer.core import config as core
-from polyformer.core.packing import Packed, bring_back, can_pack, give_up
+from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, learned_product
 
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
@@ -110,6 +110,8 @@ class Linear(Packable):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.joint is not None:
             return self.joint(inputs)
+        if can_learn(inputs, self.weight):
+            return learned_product(inputs, self.weight, self.bias)
         return functional.linear(inputs, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ key and value; gate and up), which halves the number of calls. The numbers stay 
 
 In 16 bits PyTorch multiplies with oneDNN anyway, so packing only helps. In float32 it takes MKL, which uses the widest
 instructions on Intel's processors alone: on one core of AMD's Zen 5, 103 GFLOP/s where oneDNN makes 240. So there
-float32 is packed too.
+float32 is packed too, and `learned_product` trains with oneDNN.
 
 The plain weights are given up meanwhile (their parameters stand on the meta device), so memory is not taken twice, but
 for the head's table: embedding looks up its rows. (Pages of a mapped file stay in memory until the system wants them
@@ -31,6 +31,8 @@ for all other numbers, which is as fast for one row and faster for several; in 1
 
 ACTIVATIONS_WITHIN = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 """Activations that oneDNN computes while a product still is in the registers, before it is rounded."""
+
+_MANY_ROWS = 64  # fewer are no work worth a detour
 
 
 class Packed:
@@ -83,6 +85,47 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def can_learn(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether `learned_product` is faster: in float32 on a CPU with instructions of 512 bits that MKL does not use."""
+    return (
+        inputs.dtype == weight.dtype == torch.float32
+        and inputs.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and type(weight) is nn.Parameter  # not one that processes share
+        and inputs.numel() >= _MANY_ROWS * inputs.shape[-1]
+        and mkl_is_slow()
+        and torch.cpu._is_avx512_supported()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def learned_product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """inputs [..., in_features] · weightᵀ + bias -> [..., out_features] by oneDNN, with gradients."""
+    return _LearnedProduct.apply(inputs, weight, bias)
+
+
+class _LearnedProduct(torch.autograd.Function):
+    """Y = X Wᵀ + b; dX = dY W, dW = dYᵀ X, db = the sum of dY over the rows."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(inputs, weight)
+        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = context.saved_tensors
+        wants_inputs, wants_weight, wants_bias = context.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            product(rows, weight.T).view(inputs.shape) if wants_inputs else None,
+            product(rows.T, inputs.reshape(-1, inputs.shape[-1]).T) if wants_weight else None,
+            rows.sum(0) if wants_bias else None,
+        )
 
 
 @cache
