@@ -139,6 +139,32 @@ def test_float32_is_packed_where_mkl_is_slow(tied: bool, gated: bool, mkl_is_slo
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.unpack().state_dict().items())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_being_trained_stays_plain(tied: bool, mkl_is_slow: None) -> None:
+    """A task between forward and backward, or between backward and the step, changes no gradient."""
+    network = build(torch.float32, tied=tied).eval()
+    network(IDS).logits.sum().backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    network.zero_grad()
+    loss = network(IDS).logits.sum()
+
+    def task() -> None:
+        with torch.inference_mode():
+            network.pack()(IDS)
+        assert not any(parameter.is_meta for parameter in network.parameters())
+
+    task()
+    loss.backward()
+    network.unpack()
+    task()
+    network.unpack()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name])
+    del loss
+    network.zero_grad()
+    assert network.pack().stack.layers[0].attention.query.weight.is_meta
+
+
 @pytest.mark.parametrize("name", sorted(packing.ACTIVATIONS_WITHIN))
 @torch.inference_mode()
 def test_activations_within_the_product(name: str, mkl_is_slow: None) -> None:

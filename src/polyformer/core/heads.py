@@ -16,7 +16,7 @@ from polyformer.core.feedforward import FeedForward
 from polyformer.core.linear import Linear, Packable, initialize, keep_size
 from polyformer.core.masks import Span
 from polyformer.core.normalization import LayerNorm, RMSNorm
-from polyformer.core.packing import Packed, bring_back, can_pack, give_up
+from polyformer.core.packing import Packed, bring_back, can_pack, give_up, is_in_use
 
 
 class Head(Packable):
@@ -49,7 +49,7 @@ class Head(Packable):
 
     def pack_table(self, table: Tensor) -> None:
         """Pack the matrix: its own, or a copy of the embedding's table, which stays for looking up rows."""
-        if self.joint is None and can_pack(table):
+        if self.joint is None and can_pack(table) and (self.weight is None or not is_in_use(self.weight)):
             self.joint = Packed([table if self.weight is None else self.weight], [self.bias])
             if self.weight is not None:
                 give_up(self.weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer.core import config as core
-from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, learned_product
+from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, is_in_use, learned_product
 
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
@@ -54,7 +54,7 @@ class Packable(core.Module):
         return tuple(linear(inputs) for linear in linears)
 
     def pack(self) -> None:
-        """Pack the weights, if this machine gains by it and every map still is a plain `Linear`."""
+        """Pack the weights, if this machine gains by it and every map is a plain `Linear` that nobody is training."""
         linears = self.joint_linears()
         if self.joint is None and linears and all(type(linear) is Linear and linear.packs for linear in linears):
             self.joint = Packed([linear.weight for linear in linears], [linear.bias for linear in linears])
@@ -90,7 +90,7 @@ class Linear(Packable):
 
     @property
     def packs(self) -> bool:
-        return can_pack(self.weight)
+        return can_pack(self.weight) and not is_in_use(self.weight)
 
     def joint_linears(self) -> tuple[Linear, ...]:
         return (self,)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -143,6 +144,13 @@ def mkl_is_slow() -> bool:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left [rows, size] times right [columns, size] transposed, by oneDNN: [rows, columns], without gradients."""
     return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+
+
+def is_in_use(parameter: nn.Parameter) -> bool:
+    """Whether something else relies on the plain numbers: a gradient that waits, a computation that can still be gone
+    back through, or a reference of someone's."""
+    references: int = parameter._use_count()  # type: ignore[attr-defined]
+    return parameter.grad is not None or references > 1 or bool(weakref.getweakrefs(parameter))
 
 
 def give_up(parameter: nn.Parameter) -> None:
