@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyformer.core.freed_memory import keep_freed_memory
+from polyformer.core.placement import has_bfloat16
 from polyformer.errors import TrainingError
 from polyformer.objectives.base import Batch, Objective
 from polyformer.training.averaging import ExponentialAverage
@@ -247,6 +248,8 @@ class Trainer:
             keep_freed_memory()
         for observer in self.observers:
             observer.on_begin(self)
+            if settings.precision == "bfloat16" and not has_bfloat16(self.device):
+                observer.on_message("this machine has no instructions for bfloat16: float32 is faster on it")
         if self.progress.step >= settings.steps:
             return "done"
         stream = self.batches.iterate(self.progress.step)
