@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_has_the_same_losses(
 @pytest.mark.parametrize("has", [True, False])
 def test_slow_16_bits_are_named(has: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyformer.training.trainer.has_bfloat16", lambda device: has)
-    trainer, record = make(steps=1, precision=precision)
+    trainer, record = make(steps=3, precision=precision)
     trainer.run()
     said = ["this machine has no instructions for bfloat16: float32 is faster on it"]
     assert record.messages == (said if precision == "bfloat16" and not has else [])
