@@ -91,7 +91,8 @@ def can_pack(weight: Tensor) -> bool:
 def can_learn(inputs: Tensor, weight: Tensor) -> bool:
     """Whether `learned_product` is faster: in float32 on a CPU with instructions of 512 bits that MKL does not use."""
     return (
-        inputs.dtype == weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and inputs.dtype == weight.dtype == torch.float32
         and inputs.device.type == "cpu"
         and torch.is_grad_enabled()
         and type(weight) is nn.Parameter  # not one that processes share
@@ -99,7 +100,6 @@ def can_learn(inputs: Tensor, weight: Tensor) -> bool:
         and mkl_is_slow()
         and torch.cpu._is_avx512_supported()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -157,6 +157,14 @@ def test_ids_are_those_of_the_tokenizer(kind: str, parse_special: bool) -> None:
     check()
 
 
+def test_words_that_would_make_an_added_token_together_stay_apart() -> None:
+    """New words are tokenized together with one space between them, which may not be what stood there."""
+    tokenizer = _tokenizer("SentencePiece")
+    for text in ("goodtwo  wordsgood", "two\nwords", "two  wordstwo  words"):
+        expected = tokenizer.encode_batch([text], add_special_tokens=False)
+        assert _split(TextEncoder(tokenizer).encode_batch([text])) == expected
+
+
 @pytest.mark.parametrize("kind", ["GPT-2", "BERT", "unigram first", "SentencePiece"])
 def test_a_text_longer_than_a_section_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = _tokenizer(kind)

@@ -142,6 +142,10 @@ class TextEncoder:
         plain = [place for place, word in enumerate(words) if word.isascii() and word.isprintable() and word.strip()]
         groups = [plain[start : start + _TOGETHER] for start in range(0, len(plain), _TOGETHER)]
         texts = [" ".join([words[place] for place in group]) for group in groups]
+        # Words that stand side by side only here may spell an added token between them.
+        apart = [any(content in text for content in self._needs_whole) for text in texts]
+        groups = [group for group, alone in zip(groups, apart, strict=True) if not alone]
+        texts = [text for text, alone in zip(texts, apart, strict=True) if not alone]
         for group, ids in zip(groups, self._encode_plainly(texts), strict=True):
             begins = [place for place, token in enumerate(ids) if self._begins_word[token]]
             if len(begins) == len(group) and begins[0] == 0:
