@@ -182,11 +182,10 @@ def matmul_peak(dtype_name: str, size: int, *, seconds: float = 1.0) -> float:
     """Floating-point operations per second of a product of two square matrices, with all threads: the best of many."""
     import torch
 
-    from polyformer.core.packing import mkl_is_slow, product
+    from polyformer.core.packing import fastest_product
 
-    dtype = getattr(torch, dtype_name)
-    left, right = torch.randn(2, size, size).to(dtype)
-    multiply = product if dtype == torch.float32 and mkl_is_slow() else torch.matmul
+    left, right = torch.randn(2, size, size).to(getattr(torch, dtype_name))
+    multiply = fastest_product(left)
     return 2 * size**3 / _best_time(lambda: multiply(left, right), seconds)
 
 

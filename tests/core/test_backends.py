@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from polyformer import core
-from polyformer.core import backends, products
+from polyformer.core import backends, packing, products
 from polyformer.core.backends import BACKENDS, Scoring, attend, attention_backend
 from polyformer.errors import ConfigError
 
@@ -304,7 +304,7 @@ def test_when_products_learn() -> None:
 @pytest.mark.parametrize("mask_rows", [0, 1, BATCH])
 def test_products_one_by_one(at_once: int, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long sequences in float32 where MKL is slow."""
-    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: True)
     monkeypatch.setattr(products, "_LONG", 5)
     monkeypatch.setattr(backends, "_SHORT", 4)
     monkeypatch.setattr(products, "_SCORES_AT_ONCE", at_once)
@@ -316,7 +316,7 @@ def test_products_one_by_one(at_once: int, mask_rows: int, monkeypatch: pytest.M
     assert product.call_count >= 2 * BATCH * HEADS
     expected, _ = by_hand(*(tensor.double() for tensor in given), scoring)
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-5)
-    monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: False)
     assert backends._choose(given[0], given[1], scoring, False) == "fused"
 
 

@@ -41,32 +41,30 @@ def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(products, "_KEPT", 100 if request.param else 3)
 
 
+def check(given: list[Tensor], mask: Tensor | None, *, causal: bool) -> None:
+    """The values are PyTorch's, and the gradients those of the values."""
+    expected = functional.scaled_dot_product_attention(
+        *given, attn_mask=mask, is_causal=causal, scale=SCALE, enable_gqa=True
+    )
+
+    def attend(*parts: Tensor) -> Tensor:
+        return learned_products(*parts, SCALE, mask=mask, causal=causal)
+
+    torch.testing.assert_close(attend(*given), expected)
+    assert torch.autograd.gradcheck(attend, given, fast_mode=True)
+
+
 @pytest.mark.parametrize("shared", [4, 2, 1])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("new", "columns"), [(9, 9), (5, 7), (3, 12)])
 def test_with_a_mask(new: int, columns: int, mask: str, shared: int, small_pieces: None) -> None:
-    seen = MASKS[mask](new, columns)
-    given = inputs(new, columns, shared)
-    expected = functional.scaled_dot_product_attention(*given, attn_mask=seen, scale=SCALE, enable_gqa=True)
-
-    def attend(*parts: Tensor) -> Tensor:
-        return learned_products(*parts, SCALE, mask=seen, causal=False)
-
-    torch.testing.assert_close(attend(*given), expected)
-    assert torch.autograd.gradcheck(attend, given, fast_mode=True)
+    check(inputs(new, columns, shared), MASKS[mask](new, columns), causal=False)
 
 
 @pytest.mark.parametrize("shared", [4, 2])
 @pytest.mark.parametrize("new", [1, 4, 9])
 def test_causal(new: int, shared: int, small_pieces: None) -> None:
-    given = inputs(new, new, shared)
-    expected = functional.scaled_dot_product_attention(*given, is_causal=True, scale=SCALE, enable_gqa=True)
-
-    def attend(*parts: Tensor) -> Tensor:
-        return learned_products(*parts, SCALE, mask=None, causal=True)
-
-    torch.testing.assert_close(attend(*given), expected)
-    assert torch.autograd.gradcheck(attend, given, fast_mode=True)
+    check(inputs(new, new, shared), None, causal=True)
 
 
 def test_a_row_that_sees_nothing_stays_a_number() -> None:

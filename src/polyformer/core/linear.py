@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer.core import config as core
-from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, is_in_use, learned_product
+from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, is_in_use, joined, learned_product
 
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
@@ -44,12 +44,8 @@ class Packable(core.Module):
         if self.joint is not None:
             return self.joint.split(inputs)
         if linears and all(linear.joins(inputs) for linear in linears):
-            weight = torch.cat([linear.weight for linear in linears])
-            sizes, biases = [linear.config.out_features for linear in linears], [linear.bias for linear in linears]
-            bias = None
-            if any(one is not None for one in biases):
-                pairs = zip(sizes, biases, strict=True)
-                bias = torch.cat([weight.new_zeros(size) if one is None else one for size, one in pairs])
+            weight, bias = joined([linear.weight for linear in linears], [linear.bias for linear in linears])
+            sizes = [linear.config.out_features for linear in linears]
             return functional.linear(inputs, weight, bias).split(sizes, dim=-1)
         return tuple(linear(inputs) for linear in linears)
 

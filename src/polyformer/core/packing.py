@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import platform
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,8 @@ class Packed:
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]):
         self.sizes = [weight.shape[0] for weight in weights]
         with torch.inference_mode(False), torch.no_grad():
-            plain = torch.cat([weight.detach() for weight in weights])
+            plain, self.bias = joined(weights, biases)
             self.weight = torch.ops.mkldnn._reorder_linear_weight(plain, _FEW_ROWS)
-            self.bias: Tensor | None = None
-            if any(bias is not None for bias in biases):
-                pairs = zip(weights, biases, strict=True)
-                self.bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b.detach() for w, b in pairs])
 
     def __call__(self, inputs: Tensor, activation: str | None = None) -> Tensor:
         """inputs [..., in_features] -> [..., sum of out_features], and on to one of `ACTIVATIONS_WITHIN` if named."""
@@ -77,12 +73,21 @@ class Packed:
         return copy.copy(self)  # nothing here ever changes, so that copies can share it
 
 
+def joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Several linear maps with the same input as one: [W1; W2; ...], and the biases, with zeros where there is none."""
+    bias = None
+    if any(one is not None for one in biases):
+        pairs = zip(weights, biases, strict=True)
+        bias = torch.cat([weight.new_zeros(len(weight)) if one is None else one for weight, one in pairs])
+    return torch.cat(list(weights)), bias
+
+
 def can_pack(weight: Tensor) -> bool:
     """Whether this machine multiplies packed matrices of the weight's dtype and device."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.float32:
-        return mkl_is_slow()
+        return onednn_is_faster(weight)
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
@@ -92,12 +97,11 @@ def can_learn(inputs: Tensor, weight: Tensor) -> bool:
     """Whether `learned_product` is faster: in float32 on a CPU with instructions of 512 bits that MKL does not use."""
     return (
         not torch.compiler.is_compiling()
-        and inputs.dtype == weight.dtype == torch.float32
-        and inputs.device.type == "cpu"
+        and inputs.dtype == weight.dtype
         and torch.is_grad_enabled()
         and type(weight) is nn.Parameter  # not one that processes share
         and inputs.numel() >= _MANY_ROWS * inputs.shape[-1]
-        and mkl_is_slow()
+        and onednn_is_faster(inputs)
         and torch.cpu._is_avx512_supported()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -114,7 +118,7 @@ class _LearnedProduct(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         context.save_for_backward(inputs, weight)
-        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+        return product(inputs, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -131,8 +135,10 @@ class _LearnedProduct(torch.autograd.Function):
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether PyTorch multiplies float32 with MKL on a processor that is not Intel's."""
-    if not torch.backends.mkl.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+    """Whether PyTorch multiplies float32 with MKL on a processor of AMD's, and has oneDNN too."""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkl.is_available():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     try:
         maker = Path("/proc/cpuinfo").read_text()
@@ -141,9 +147,21 @@ def mkl_is_slow() -> bool:
     return "AuthenticAMD" in maker
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left [rows, size] times right [columns, size] transposed, by oneDNN: [rows, columns], without gradients."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+def onednn_is_faster(tensor: Tensor) -> bool:
+    """Whether oneDNN multiplies this tensor faster than what PyTorch takes: float32 on a CPU where MKL is slow."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and mkl_is_slow()
+
+
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left [..., size] times right [columns, size] transposed, plus the bias [columns], by oneDNN: [..., columns],
+    without gradients."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+def fastest_product(tensor: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What multiplies square matrices like this one the fastest, to measure what a machine can do. (The one transposes
+    the second matrix, the other does not.)"""
+    return product if onednn_is_faster(tensor) else torch.matmul
 
 
 def is_in_use(parameter: nn.Parameter) -> bool:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from polyformer.core.packing import mkl_is_slow, product
+from polyformer.core.packing import fastest_product
 
 
 @cache
@@ -23,8 +23,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     flops = 2 * size**3
-    by_onednn = device.type == "cpu" and dtype == torch.float32 and mkl_is_slow()
-    multiply = product if by_onednn else torch.matmul
+    multiply = fastest_product(left)
     best, end = 0.0, time.perf_counter() + seconds
     multiply(left, right)
     while best == 0.0 or time.perf_counter() < end:

@@ -121,7 +121,7 @@ class TextEncoder:
             return Ids(np.empty(0, np.uint32), np.empty(0, np.int64))
         if self._words is None:
             return _join(self._encode_plainly(texts))
-        whole = [any(content in text for content in self._needs_whole) for text in texts]
+        whole = [self._is_seen_whole(text) for text in texts]
         if not any(whole):
             return self._words.encode(texts)
         parts = [
@@ -129,6 +129,10 @@ class TextEncoder:
             for text, alone in zip(texts, whole)
         ]
         return Ids(np.concatenate([part.all for part in parts]), np.concatenate([part.lengths for part in parts]))
+
+    def _is_seen_whole(self, text: str) -> bool:
+        """Whether something in the text would not be found in its words."""
+        return any(content in text for content in self._needs_whole)
 
     def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=False, parse_special=self._parse_special)
@@ -141,12 +145,10 @@ class TextEncoder:
         # Others may be normalized to no word, or to several.
         plain = [place for place, word in enumerate(words) if word.isascii() and word.isprintable() and word.strip()]
         groups = [plain[start : start + _TOGETHER] for start in range(0, len(plain), _TOGETHER)]
-        texts = [" ".join([words[place] for place in group]) for group in groups]
+        joined = [(group, " ".join([words[place] for place in group])) for group in groups]
         # Words that stand side by side only here may spell an added token between them.
-        apart = [any(content in text for content in self._needs_whole) for text in texts]
-        groups = [group for group, alone in zip(groups, apart, strict=True) if not alone]
-        texts = [text for text, alone in zip(texts, apart, strict=True) if not alone]
-        for group, ids in zip(groups, self._encode_plainly(texts), strict=True):
+        joined = [(group, text) for group, text in joined if not self._is_seen_whole(text)]
+        for (group, _), ids in zip(joined, self._encode_plainly([text for _, text in joined]), strict=True):
             begins = [place for place, token in enumerate(ids) if self._begins_word[token]]
             if len(begins) == len(group) and begins[0] == 0:
                 found.update(zip(group, (ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)]))))
