@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
 from polyformer.core import (
     Attention,
@@ -223,10 +225,54 @@ def test_when_onednn_trains(onednn_trains: None) -> None:
     assert not packing.can_learn(many, weight.detach()), "no parameter of this process alone"
     with torch.no_grad():
         assert not packing.can_learn(many, weight)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert not packing.can_learn(many, weight)
     with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
         assert not packing.can_learn(many, weight)
+
+
+def test_bfloat16_is_trained_by_onednn_on_every_processor_that_it_multiplies_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "mkl_is_slow", lambda: False)
+    weight = torch.nn.Parameter(torch.zeros(8, 4))
+    many = torch.zeros(2, 40, 4)
+    for supported in (True, False):
+        monkeypatch.setattr(packing, "can_multiply", lambda dtype, supported=supported: supported)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert packing.can_learn(many, weight) is supported
+            assert packing.can_learn(many.bfloat16(), weight) is supported
+            assert not packing.can_learn(many.double(), weight)
+        assert not packing.can_learn(many, weight), "float32 where MKL is fast"
+
+
+@pytest.mark.skipif(not packing.can_multiply(torch.bfloat16), reason="oneDNN does not multiply bfloat16 here")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_the_product_in_bfloat16(bias: bool, dtype: torch.dtype) -> None:
+    """As exact as what autocast does without us, in the same dtypes."""
+    torch.manual_seed(0)
+    linear = Linear.Config(24, 40, bias).build()
+    inputs = torch.randn(3, 50, 24, dtype=dtype, requires_grad=True)
+    weights = torch.randn(3, 50, 40, dtype=torch.bfloat16)
+    wanted_of = [inputs, *linear.parameters()]
+
+    def answers(product: Callable[..., Tensor]) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = product(inputs, linear.weight, linear.bias)
+        return [result, *torch.autograd.grad((result * weights).sum(), wanted_of)]
+
+    found, theirs = answers(packing.learned_product), answers(torch.nn.functional.linear)
+    exact_inputs, exact_weight = inputs.double(), linear.weight.double()
+    exact = torch.nn.functional.linear(
+        exact_inputs, exact_weight, None if linear.bias is None else linear.bias.double()
+    )
+    wanted = [exact, *torch.autograd.grad((exact * weights).sum(), wanted_of)]
+    for one, other, best in zip(found, theirs, wanted, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one - best).norm() <= 1.1 * (other - best).norm() + 1e-6 * best.norm()
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(torch.nn.functional, "linear", side_effect=KeyError):
+        assert torch.equal(linear(inputs), found[0])
 
 
 @torch.inference_mode()

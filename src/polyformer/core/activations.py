@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,64 @@ from torch.nn import functional
 
 from polyformer.core.config import require
 
+_PIECE = 2**18  # numbers that are computed at once, in 32 bits, so that all steps find them in the caches
+
+
+def gelu_tanh(inputs: Tensor) -> Tensor:
+    """x (1 + tanh u) / 2, where u = √(2/π) (x + 0.044715 x³): the tanh approximation of GELU (Hendrycks and Gimpel,
+    2016, section 2)."""
+    if (
+        inputs.device.type == "cpu"
+        and inputs.dtype.itemsize == 2
+        and inputs.numel() >= _PIECE // 4
+        and inputs.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        return _LearnedGelu.apply(inputs)
+    return functional.gelu(inputs, approximate="tanh")
+
+
+class _LearnedGelu(torch.autograd.Function):
+    """GELU in 16 bits on a CPU, where PyTorch takes five times as long for a tanh as for a sigmoid.
+
+    With v = 2u it is y = x σ(v), and its slope is σ + x v' σ (1 - σ), where x v' = 3v - 4 √(2/π) x. Both follow from
+    one sigmoid; the slope is kept for the gradient in place of x, and takes as much memory (and is rounded to 16 bits).
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor) -> Tensor:
+        result, slopes = (torch.empty_like(inputs, memory_format=torch.contiguous_format) for _ in range(2))
+        factor = 2 * math.sqrt(2 / math.pi)
+        first = torch.tensor(factor)
+        pieces = (whole.view(-1).split(_PIECE) for whole in (inputs.contiguous(), result, slopes))
+        room = torch.empty(4, min(_PIECE, inputs.numel()))
+        for given, values, slope in zip(*pieces, strict=True):
+            x, v, sigmoid, other = room[:, : len(given)]
+            x.copy_(given)
+            torch.mul(x, x, out=other)
+            torch.add(first, other, alpha=0.044715 * factor, out=other)
+            torch.mul(x, other, out=v)
+            torch.sigmoid(v, out=sigmoid)
+            values.copy_(torch.mul(x, sigmoid, out=other))
+            torch.sub(v, x, alpha=2 / 3 * factor, out=v)  # a third of x v'
+            torch.ops.aten.sigmoid_backward.grad_input(v, sigmoid, grad_input=other)
+            slope.copy_(torch.add(sigmoid, other, alpha=3, out=other))
+        context.save_for_backward(slopes)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (slopes,) = context.saved_tensors
+        return gradient * slopes
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "relu_squared": lambda inputs: functional.relu(inputs).square(),  # So et al., 2021 (Primer)
     "gelu": functional.gelu,  # Hendrycks and Gimpel, 2016, exact
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),  # the same, tanh approximation (GPT)
+    "gelu_tanh": gelu_tanh,  # the same, tanh approximation (GPT)
     "gelu_quick": lambda inputs: inputs * torch.sigmoid(1.702 * inputs),  # the same, sigmoid approximation (CLIP)
     "silu": functional.silu,  # also called swish
     "tanh": torch.tanh,

@@ -46,7 +46,8 @@ class Packable(core.Module):
         if linears and all(linear.joins(inputs) for linear in linears):
             weight, bias = joined([linear.weight for linear in linears], [linear.bias for linear in linears])
             sizes = [linear.config.out_features for linear in linears]
-            return functional.linear(inputs, weight, bias).split(sizes, dim=-1)
+            learns = can_learn(inputs, *(linear.weight for linear in linears))
+            return (learned_product if learns else functional.linear)(inputs, weight, bias).split(sizes, dim=-1)
         return tuple(linear(inputs) for linear in linears)
 
     def pack(self) -> None:

@@ -6,11 +6,13 @@ key and value; gate and up), which halves the number of calls. The numbers stay 
 
 In 16 bits PyTorch multiplies with oneDNN anyway, so packing only helps. In float32 it takes MKL, which uses the widest
 instructions on Intel's processors alone: on one core of AMD's Zen 5, 103 GFLOP/s where oneDNN makes 240. So there
-float32 is packed too, and `learned_product` trains with oneDNN.
+float32 is packed too.
 
 The plain weights are given up meanwhile (their parameters stand on the meta device), so memory is not taken twice, but
 for the head's table: embedding looks up its rows. (Pages of a mapped file stay in memory until the system wants them
 back.) `unpack` brings the plain weights back, bit for bit.
+
+`learned_product` is for training: a linear map with its gradients by oneDNN, where that is faster.
 """
 
 from __future__ import annotations
@@ -88,49 +90,77 @@ def can_pack(weight: Tensor) -> bool:
         return False
     if weight.dtype == torch.float32:
         return onednn_is_faster(weight)
-    if weight.dtype == torch.bfloat16:
+    return can_multiply(weight.dtype)
+
+
+def can_multiply(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies numbers of a dtype of 16 bits on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def can_learn(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether `learned_product` is faster: in float32 on a CPU with instructions of 512 bits that MKL does not use."""
-    return (
-        not torch.compiler.is_compiling()
-        and inputs.dtype == weight.dtype
+def can_learn(inputs: Tensor, *weights: Tensor) -> bool:
+    """Whether `learned_product` is faster than what PyTorch does with these inputs and weights.
+
+    In bfloat16 on a CPU it is: PyTorch writes the bias into the whole result before it adds the product to it. In
+    float32 it is where there are instructions of 512 bits that MKL does not use.
+    """
+    if not (
+        inputs.device.type == "cpu"
         and torch.is_grad_enabled()
-        and type(weight) is nn.Parameter  # not one that processes share
+        and not torch.compiler.is_compiling()
+        and all(type(weight) is nn.Parameter for weight in weights)  # not one that processes share
         and inputs.numel() >= _MANY_ROWS * inputs.shape[-1]
-        and onednn_is_faster(inputs)
-        and torch.cpu._is_avx512_supported()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    ):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        types = (torch.float32, torch.bfloat16)
+        known = inputs.dtype in types and all(weight.dtype in types for weight in weights)
+        return known and torch.get_autocast_dtype("cpu") == torch.bfloat16 and can_multiply(torch.bfloat16)
+    same = all(inputs.dtype == weight.dtype for weight in weights)
+    return same and onednn_is_faster(inputs) and torch.cpu._is_avx512_supported()
 
 
 def learned_product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """inputs [..., in_features] · weightᵀ + bias -> [..., out_features] by oneDNN, with gradients."""
-    return _LearnedProduct.apply(inputs, weight, bias)
+    """inputs [..., in_features] · weightᵀ + bias -> [..., out_features] by oneDNN, with gradients.
+
+    Under autocast it is computed in its dtype, and so is the result."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
+    return _LearnedProduct.apply(inputs, weight, bias, dtype)
 
 
 class _LearnedProduct(torch.autograd.Function):
     """Y = X Wᵀ + b; dX = dY W, dW = dYᵀ X, db = the sum of dY over the rows."""
 
     @staticmethod
-    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        context.types = inputs.dtype, weight.dtype, None if bias is None else bias.dtype
+        inputs, weight = inputs.to(dtype), weight.to(dtype)
         context.save_for_backward(inputs, weight)
-        return product(inputs, weight, bias)
+        return product(inputs, weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = context.saved_tensors
-        wants_inputs, wants_weight, wants_bias = context.needs_input_grad
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return (
-            product(rows, weight.T).view(inputs.shape) if wants_inputs else None,
-            product(rows.T, inputs.reshape(-1, inputs.shape[-1]).T) if wants_weight else None,
+        wants_inputs, wants_weight, wants_bias, _ = context.needs_input_grad
+        rows, read = gradient.reshape(-1, gradient.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+        # In 16 bits all of PyTorch's products are oneDNN's, and need no turned matrices.
+        multiply = torch.mm if rows.dtype.itemsize == 2 else _transposed_product
+        results = (
+            multiply(rows, weight).view(inputs.shape) if wants_inputs else None,
+            multiply(rows.T, read) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
+        pairs = zip(results, context.types, strict=True)
+        return (*(None if result is None else result.to(dtype) for result, dtype in pairs), None)
+
+
+def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
+    return product(left, right.T)
 
 
 @cache

@@ -105,47 +105,57 @@ class _LearnedProducts(torch.autograd.Function):
         context: Any, queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None, causal: bool
     ) -> Tensor:
         batch, heads, new, _ = queries.shape
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        result = values.new_empty(batch, new, heads, values.shape[2])
+        pieces = _pieces(new, keys.shape[1], causal)
+        scaled, kept = [], []
         with torch.autocast(queries.device.type, enabled=False):  # it would compute the softmax in 32 bits
-            scaled = torch.mul(queries, scale, out=torch.empty_like(queries, memory_format=torch.contiguous_format))
-            scaled, keys, values = (part.flatten(0, 1) for part in (scaled, keys, values))
-            result = values.new_empty(batch, new, heads, values.shape[2])
-            kept = []
-            for first, last, seen in _pieces(new, keys.shape[1], causal):
-                weights = _weights(scaled, keys, mask, first, last, seen, causal)
-                piece = weights @ values[:, :seen]
-                result[:, first:last] = piece.view(batch, heads, last - first, -1).transpose(1, 2)
+            for first, last, seen in pieces:
+                room = queries.new_empty(batch, heads, last - first, queries.shape[3])
+                scaled.append(torch.mul(queries[:, :, first:last], scale, out=room).flatten(0, 1))
+                weights = _weights(scaled[-1], _seen(keys, seen), _hidden(mask, first, last, causal, keys))
+                _write(result, first, weights @ _seen(values, seen))
                 if keys.shape[1] <= _KEPT:
                     kept.append(weights)
-        context.save_for_backward(scaled, keys, values, mask, *kept)
-        context.scale, context.causal, context.heads = scale, causal, heads
+        context.save_for_backward(keys, values, mask, *scaled, *kept)
+        context.scale, context.causal, context.pieces = scale, causal, pieces
         return result.transpose(1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, keys, values, mask, *kept = context.saved_tensors
-        heads, new, columns = context.heads, scaled.shape[1], keys.shape[1]
-        gradient = gradient.flatten(0, 1)
-        pieces = _pieces(new, columns, context.causal)
-        # Many pieces add to the same keys: in 16 bits the sum would lose digits.
-        exact = torch.float32 if len(pieces) > 1 else keys.dtype
-        of_queries = scaled.new_empty(len(scaled) // heads, new, heads, scaled.shape[2])
-        of_keys, of_values = (torch.zeros_like(part, dtype=exact) for part in (keys, values))
-        with torch.autocast(gradient.device.type, enabled=False):
-            for number, (first, last, seen) in enumerate(pieces):
-                weights = kept[number] if kept else _weights(scaled, keys, mask, first, last, seen, context.causal)
-                of_result = gradient[:, first:last]
-                of_values[:, :seen] += weights.mT @ of_result
-                of_weights = of_result @ values[:, :seen].mT
-                of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                piece = of_scores @ keys[:, :seen]
-                of_queries[:, first:last] = piece.view(-1, heads, last - first, piece.shape[2]).transpose(1, 2)
-                of_keys[:, :seen] += of_scores.mT @ scaled[:, first:last]
-        parts = (
-            of_queries.transpose(1, 2) * context.scale,
-            *(p.unflatten(0, (-1, heads)) for p in (of_keys, of_values)),
+        keys, values, mask, *rest = context.saved_tensors
+        pieces, causal = context.pieces, context.causal
+        scaled, kept = rest[: len(pieces)], rest[len(pieces) :]
+        batch, heads, new, _ = gradient.shape
+        of_queries, of_keys, of_values = (
+            keys.new_empty(batch, length, heads, part.shape[2])
+            for length, part in ((new, keys), (keys.shape[1], keys), (keys.shape[1], values))
         )
-        return (*(part.to(keys.dtype) for part in parts), None, None, None)
+        sums: list[Tensor] = []
+        with torch.autocast(gradient.device.type, enabled=False):
+            # The last piece sees all columns, so the others add to what it gives.
+            for number in reversed(range(len(pieces))):
+                first, last, seen = pieces[number]
+                key, value = _seen(keys, seen), _seen(values, seen)
+                if kept:
+                    weights = kept[number]
+                else:
+                    weights = _weights(scaled[number], key, _hidden(mask, first, last, causal, keys))
+                of_result = gradient[:, :, first:last].reshape(len(keys), last - first, -1)
+                of_weights = of_result @ value.mT
+                of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                _write(of_queries, first, of_scores @ key, context.scale)
+                more = of_scores.mT @ scaled[number], weights.mT @ of_result
+                if not sums:
+                    # Many pieces add to the same keys: in 16 bits the sum would lose digits.
+                    sums = [one.to(torch.float32 if len(pieces) > 1 else one.dtype) for one in more]
+                else:
+                    for one, other in zip(sums, more, strict=True):
+                        one[:, :seen] += other
+            _write(of_keys, 0, sums[0])
+            _write(of_values, 0, sums[1])
+        return (*(part.transpose(1, 2) for part in (of_queries, of_keys, of_values)), None, None, None)
 
 
 def _pieces(new: int, columns: int, causal: bool) -> list[tuple[int, int, int]]:
@@ -154,16 +164,41 @@ def _pieces(new: int, columns: int, causal: bool) -> list[tuple[int, int, int]]:
     return [(first, last, last if causal else columns) for first, last in ends]
 
 
-def _weights(
-    scaled: Tensor, keys: Tensor, mask: Tensor | None, first: int, last: int, seen: int, causal: bool
-) -> Tensor:
-    """Of the queries from ``first`` to ``last``: [batch * heads, queries, seen]."""
-    scores = scaled[:, first:last] @ keys[:, :seen].mT
-    nothing = torch.finfo(scores.dtype).min  # not -∞: a row of padding sees nothing at all, and must not become NaN
+def _seen(whole: Tensor, seen: int) -> Tensor:
+    """The first columns of keys or values, as one block: products of anything else would copy it each time."""
+    return whole if seen == whole.shape[1] else whole[:, :seen].contiguous()
+
+
+def _write(target: Tensor, first: int, piece: Tensor, factor: float = 1.0) -> None:
+    """A piece [batch * heads, length, head_dim], times the factor, to its place in [batch, all, heads, head_dim]."""
+    batch, _, heads, size = target.shape
+    part = target[:, first : first + piece.shape[1]]
+    given = piece.view(batch, heads, -1, size).transpose(1, 2)
+    if factor == 1.0:
+        part.copy_(given)
+    else:
+        torch.mul(given, factor, out=part)
+
+
+def _hidden(mask: Tensor | None, first: int, last: int, causal: bool, like: Tensor) -> Tensor | None:
+    """What is added to the scores of the queries from ``first`` to ``last``: very much less than nothing where they may
+    not look. Not -∞: a row of padding sees nothing at all, and must not become NaN.
+
+    Returns:
+        [1 or batch, 1, 1 or queries, last columns] or None.
+    """
+    nothing = torch.finfo(like.dtype).min
     if causal:
-        hidden = torch.ones(last - first, last - first, dtype=torch.bool, device=scores.device).triu(1)
-        scores[:, :, first:].masked_fill_(hidden, nothing)
-    elif mask is not None:
-        part = mask if mask.shape[2] == 1 else mask[:, :, first:last]
-        scores.unflatten(0, (len(part), -1)).masked_fill_(~part, nothing)
+        return like.new_full((1, 1, last - first, last - first), nothing).triu(1)
+    if mask is None:
+        return None
+    part = mask if mask.shape[2] == 1 else mask[:, :, first:last]
+    return like.new_zeros(part.shape).masked_fill_(~part, nothing)
+
+
+def _weights(scaled: Tensor, keys: Tensor, hidden: Tensor | None) -> Tensor:
+    """softmax(scaled · keysᵀ + hidden): [batch * heads, queries, columns]."""
+    scores = scaled @ keys.mT
+    if hidden is not None:
+        scores[:, :, -hidden.shape[3] :].unflatten(0, (len(hidden), -1)).add_(hidden)
     return scores.softmax(-1)

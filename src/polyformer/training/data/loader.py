@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from polyformer.core.threads import make_pool
 from polyformer.errors import ConfigError, DataError, PolyformerError
 from polyformer.training.data.order import generator_of, order_of
 
@@ -148,7 +149,7 @@ class Loader:
                 self.starved_seconds += time.perf_counter() - begin
                 yield batches
                 number += 1
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
+        pool = make_pool(self.threads, "loader")
         waiting: deque[Future[list[dict[str, Tensor]]]] = deque()
         try:
             while True:
