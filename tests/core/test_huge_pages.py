@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyformer.core import huge_pages
-from polyformer.core.huge_pages import PAGE, join_pages, pages_of
+from polyformer.core.huge_pages import PAGE, join_heap, join_pages, pages_of
 
 
 def test_pages_that_are_weights_for_the_most_part() -> None:
@@ -51,6 +51,22 @@ def test_the_kernel_counts_large_pages() -> None:
     if after == before:
         pytest.skip("the kernel had no large pages to give, or knows no such request (before Linux 6.1)")
     assert after - before <= values.nbytes // 1024 + PAGE // 1024
+
+
+def test_the_heap_is_what_the_kernel_calls_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text(
+        f"{PAGE:x}-{4 * PAGE:x} rw-p 00000000 00:00 0    [heap]\n"
+        f"{8 * PAGE:x}-{9 * PAGE:x} r--p 00000000 fe:00 7  /usr/lib/libc.so.6\n"
+        f"{4 * PAGE:x}-{6 * PAGE:x} rw-p 00000000 00:00 0    [heap]\n"
+    )
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(huge_pages, "join_pages", asked.extend)
+    monkeypatch.setattr(huge_pages, "_MAPS", maps)
+    join_heap()
+    assert asked == [(PAGE, 3 * PAGE), (4 * PAGE, 2 * PAGE)]
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "absent")
+    assert join_heap() is None
 
 
 def test_where_it_is_forbidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_row_that_sees_nothing_stays_a_number() -> None:
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given)
 
 
-@pytest.mark.parametrize("length", [40, 300, 600])
+@pytest.mark.parametrize("length", [40, 200, 300, 600])
 def test_in_16_bits_as_exact_as_the_fused_kernel(length: int) -> None:
     """Under autocast, as the trainer calls it, with several pieces, and beyond the length whose weights are kept."""
     exact = inputs(length, length, 4)

@@ -135,6 +135,15 @@ def test_slow_16_bits_are_named(has: bool, precision: str, monkeypatch: pytest.M
     assert record.messages == (said if precision == "bfloat16" and not has else [])
 
 
+def test_memory_is_joined_once_it_is_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[int] = []
+    trainer, record = make(steps=25)
+    monkeypatch.setattr("polyformer.training.trainer.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("polyformer.training.trainer.join_heap", lambda: joined.append(len(record.steps)))
+    trainer.run()
+    assert joined == [9], "before the tenth step was told"
+
+
 class StopAfter(Observer):
     def __init__(self, trainer: Trainer, step: int):
         self.trainer, self.step = trainer, step

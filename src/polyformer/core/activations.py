@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from polyformer.core.config import require
 
-_PIECE = 2**18  # numbers that are computed at once, in 32 bits, so that all steps find them in the caches
+_PIECE = 2**17  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
 
 
 def gelu_tanh(inputs: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def gelu_tanh(inputs: Tensor) -> Tensor:
     if (
         inputs.device.type == "cpu"
         and inputs.dtype.itemsize == 2
-        and inputs.numel() >= _PIECE // 4
+        and inputs.numel() >= _PIECE // 2
         and inputs.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -42,8 +42,9 @@ class _LearnedGelu(torch.autograd.Function):
         result, slopes = (torch.empty_like(inputs, memory_format=torch.contiguous_format) for _ in range(2))
         factor = 2 * math.sqrt(2 / math.pi)
         first = torch.tensor(factor)
-        pieces = (whole.view(-1).split(_PIECE) for whole in (inputs.contiguous(), result, slopes))
-        room = torch.empty(4, min(_PIECE, inputs.numel()))
+        size = min(_PIECE * torch.get_num_threads(), inputs.numel())
+        pieces = (whole.view(-1).split(size) for whole in (inputs.contiguous(), result, slopes))
+        room = torch.empty(4, size)
         for given, values, slope in zip(*pieces, strict=True):
             x, v, sigmoid, other = room[:, : len(given)]
             x.copy_(given)

@@ -148,8 +148,8 @@ class _LearnedProducts(torch.autograd.Function):
                 _write(of_queries, first, of_scores @ key, context.scale)
                 more = of_scores.mT @ scaled[number], weights.mT @ of_result
                 if not sums:
-                    # Many pieces add to the same keys: in 16 bits the sum would lose digits.
-                    sums = [one.to(torch.float32 if len(pieces) > 1 else one.dtype) for one in more]
+                    # Two pieces may add to the same keys; of more, the sum would lose digits in 16 bits.
+                    sums = [one.to(torch.float32 if len(pieces) > 2 else one.dtype) for one in more]
                 else:
                     for one, other in zip(sums, more, strict=True):
                         one[:, :seen] += other

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyformer.core.freed_memory import keep_freed_memory
+from polyformer.core.huge_pages import join_heap
 from polyformer.core.placement import has_bfloat16
 from polyformer.errors import TrainingError
 from polyformer.objectives.base import Batch, Objective
@@ -31,6 +32,7 @@ from polyformer.training.spikes import SpikeSettings, SpikeWatch
 from polyformer.training.states import States
 from polyformer.training.tensors import local_part, total_norm
 
+_SETTLED = 10  # steps
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -211,6 +213,7 @@ class Trainer:
         self._watch = SpikeWatch(settings.spikes)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self._stop_asked = False
+        self._steps_done = 0
         self._flops_per_token: float | None = None
         self._peak: float | None = None
 
@@ -260,6 +263,7 @@ class Trainer:
                 micro_batches = next(stream)
                 starved = time.perf_counter() - begin
                 report = self._step(number, micro_batches, begin, starved, window)
+                self._join_memory()
                 for observer in self.observers:
                     observer.on_step(report)
                 reason = self._after(number + 1)
@@ -272,6 +276,12 @@ class Trainer:
             for observer in self.observers:
                 observer.on_end()
         return "done"
+
+    def _join_memory(self) -> None:
+        """After some steps they have all the memory they need; on a CPU it is better in large pages."""
+        self._steps_done += 1
+        if self._steps_done == _SETTLED and self.device.type == "cpu" and keep_freed_memory():
+            join_heap()
 
     def _after(self, step: int) -> str | None:
         """What is due after a step; a reason to end, or None."""
