@@ -1,6 +1,9 @@
 """Training: tokens per second of a small GPT, beside a plain loop with transformers' GPT-2, and beside its Trainer.
 
 Both sides begin with the same weights and read the same batches of the same text; the losses are compared at the end.
+They take turns, each in a process of its own, as its users have it: our trainer has the C library keep freed memory and
+the system join it into large pages, which would speed up whatever else the process does.
+
 The network is nanoGPT's small one: 6 layers of 384, 256 tokens, characters, a batch of 16; AdamW, clipping at 1, and
 no dropout. Computation is in bfloat16 by autocast where the processor has instructions for it, else in float32.
 
@@ -10,10 +13,11 @@ no dropout. Computation is in bfloat16 by autocast where the processor has instr
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -142,13 +146,13 @@ def decayed(network: torch.nn.Module) -> list[dict[str, Any]]:
 class PlainLoop:
     """What people write: forward, backward, clip, step."""
 
-    def __init__(self, peer: Any, batches: Iterator[torch.Tensor], precision: str):
-        self.peer, self.batches, self.precision = peer.train(), batches, precision
-        self.optimizer = torch.optim.AdamW(decayed(peer), lr=LEARNING_RATE, betas=(0.9, 0.95))
-        self.clock = Clock()
+    def __init__(self, folder: str, batches: np.ndarray, precision: str):
+        self.batches = iter(torch.from_numpy(batches))
+        self.peer, self.precision, self.clock = load_peer(folder).train(), precision, Clock()
+        self.optimizer = torch.optim.AdamW(decayed(self.peer), lr=LEARNING_RATE, betas=(0.9, 0.95))
 
-    def run(self, steps: int) -> None:
-        """So many more steps."""
+    def run(self, steps: int) -> Clock:
+        """So many more steps; gives all so far."""
         for _ in range(steps):
             begin = time.perf_counter()
             ids = next(self.batches)
@@ -160,58 +164,95 @@ class PlainLoop:
             self.optimizer.step()
             self.clock.losses.append(loss.item())
             self.clock.seconds.append(time.perf_counter() - begin)
+        return self.clock
 
 
-def with_trainer(peer: Any, batches: Iterator[torch.Tensor], steps: int, precision: str) -> Clock:
+class TheirTrainer:
     """transformers' own Trainer on the same batches."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    clock = Clock()
+    def __init__(self, folder: str, batches: np.ndarray, precision: str):
+        self.peer, self.batches, self.precision = load_peer(folder), torch.from_numpy(batches), precision
 
-    class Watch(TrainerCallback):
-        begin = 0.0
+    def run(self, steps: int) -> Clock:
+        from transformers import Trainer, TrainerCallback, TrainingArguments
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begin = time.perf_counter()
+        clock = Clock()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.seconds.append(time.perf_counter() - self.begin)
+        class Watch(TrainerCallback):
+            begin = 0.0
 
-        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:
-            if logs and "loss" in logs:
-                clock.losses.append(logs["loss"])
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.begin = time.perf_counter()
 
-    rows = [{"input_ids": row, "labels": row} for _ in range(steps) for row in next(batches)]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=ROWS,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=DECAY,
-            adam_beta2=0.95,
-            max_grad_norm=CLIP,
-            bf16=precision == "bfloat16",
-            use_cpu=True,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_num_workers=0,
-        )
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.seconds.append(time.perf_counter() - self.begin)
 
-        class InOrder(Trainer):
-            def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
-                return torch.utils.data.SequentialSampler(rows)
+            def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:
+                if logs and "loss" in logs:
+                    clock.losses.append(logs["loss"])
 
-        InOrder(peer, arguments, train_dataset=rows, callbacks=[Watch()]).train()
-    return clock
+        rows = [{"input_ids": row, "labels": row} for batch in self.batches[:steps] for row in batch]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=ROWS,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                weight_decay=DECAY,
+                adam_beta2=0.95,
+                max_grad_norm=CLIP,
+                bf16=self.precision == "bfloat16",
+                use_cpu=True,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+            )
+
+            class InOrder(Trainer):
+                def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+                    return torch.utils.data.SequentialSampler(rows)
+
+            InOrder(self.peer, arguments, train_dataset=rows, callbacks=[Watch()]).train()
+        return clock
+
+
+def load_peer(folder: str) -> Any:
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+
+
+class Elsewhere:
+    """A peer in a process of its own, which rests unless it is asked to run."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        self.connection.recv()  # it is ready
+        self.clock = Clock()
+
+    def run(self, steps: int) -> None:
+        self.connection.send(steps)
+        self.clock = self.connection.recv()
+
+
+def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    peer = make(*arguments)
+    connection.send(None)
+    while True:
+        try:
+            steps = connection.recv()
+        except EOFError:  # the benchmark has ended
+            return
+        connection.send(peer.run(steps))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from transformers import GPT2LMHeadModel
-
     from polyformer.core.placement import has_bfloat16
     from polyformer.training.peak import measured_peak
 
@@ -220,22 +261,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = make_model(vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        peers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32) for _ in range(2)]
-    ours = Ours(model.network, text, options.steps, precision)
-
-    def batches() -> Iterator[torch.Tensor]:
-        for number in range(options.steps):
-            yield ours.loader.step(number)[0]["input_ids"]
-
-    plain = PlainLoop(peers[0], batches(), precision)
+        ours = Ours(model.network, text, options.steps, precision)
+        batches = np.stack([ours.loader.step(number)[0]["input_ids"].numpy() for number in range(options.steps)])
+        plain, trainer = (Elsewhere(make, folder, batches, precision) for make in (PlainLoop, TheirTrainer))
     for _ in range(0, options.steps, IN_TURN):  # the speed of a shared machine drifts: both sides feel it
         plain.run(IN_TURN)
         ours.run(IN_TURN)
-    clocks = {
-        "transformers, plain loop": plain.clock,
-        "polyformer": ours.clock,
-        "transformers, Trainer": with_trainer(peers[1], batches(), options.steps, precision),
-    }
+    trainer.run(options.steps)
+    clocks = {"transformers, plain loop": plain.clock, "polyformer": ours.clock, "transformers, Trainer": trainer.clock}
     peak = measured_peak(torch.device("cpu"), getattr(torch, precision))
     flops = ours.trainer.progress.flops / ours.trainer.progress.tokens
     speed = {name: clock.tokens_per_second() for name, clock in clocks.items()}

@@ -161,7 +161,9 @@ class Attention(Packable):
             result = span.neighbours.unfold(result)
             weights = None if weights is None else span.neighbours.unfold(weights)
         batch, new = inputs.shape[:2]
-        merged = result.transpose(1, 2).reshape(batch, new, -1).to(inputs.dtype)
+        merged = result.transpose(1, 2).reshape(batch, new, -1)
+        if not torch.is_autocast_enabled(merged.device.type):  # it gives the next map what it wants
+            merged = merged.to(inputs.dtype)
         output = self.output(merged)
         if self.config.output_dropout:
             output = functional.dropout(output, self.config.output_dropout, self.training)

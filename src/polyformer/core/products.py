@@ -104,20 +104,19 @@ class _LearnedProducts(torch.autograd.Function):
     def forward(
         context: Any, queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None, causal: bool
     ) -> Tensor:
-        batch, heads, new, _ = queries.shape
+        batch, heads, new, size = queries.shape
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         result = values.new_empty(batch, new, heads, values.shape[2])
         pieces = _pieces(new, keys.shape[1], causal)
-        scaled, kept = [], []
+        asked = [queries[:, :, first:last].reshape(batch * heads, -1, size) for first, last, _ in pieces]
+        kept: list[Tensor] = []
         with torch.autocast(queries.device.type, enabled=False):  # it would compute the softmax in 32 bits
-            for first, last, seen in pieces:
-                room = queries.new_empty(batch, heads, last - first, queries.shape[3])
-                scaled.append(torch.mul(queries[:, :, first:last], scale, out=room).flatten(0, 1))
-                weights = _weights(scaled[-1], _seen(keys, seen), _hidden(mask, first, last, causal, keys))
+            for query, (first, last, seen) in zip(asked, pieces, strict=True):
+                weights = _weights(query, _seen(keys, seen), scale, _hidden(mask, first, last, causal, keys))
                 _write(result, first, weights @ _seen(values, seen))
                 if keys.shape[1] <= _KEPT:
                     kept.append(weights)
-        context.save_for_backward(keys, values, mask, *scaled, *kept)
+        context.save_for_backward(keys, values, mask, *asked, *kept)
         context.scale, context.causal, context.pieces = scale, causal, pieces
         return result.transpose(1, 2)
 
@@ -126,7 +125,7 @@ class _LearnedProducts(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         keys, values, mask, *rest = context.saved_tensors
         pieces, causal = context.pieces, context.causal
-        scaled, kept = rest[: len(pieces)], rest[len(pieces) :]
+        asked, kept = rest[: len(pieces)], rest[len(pieces) :]
         batch, heads, new, _ = gradient.shape
         of_queries, of_keys, of_values = (
             keys.new_empty(batch, length, heads, part.shape[2])
@@ -141,19 +140,22 @@ class _LearnedProducts(torch.autograd.Function):
                 if kept:
                     weights = kept[number]
                 else:
-                    weights = _weights(scaled[number], key, _hidden(mask, first, last, causal, keys))
+                    weights = _weights(asked[number], key, context.scale, _hidden(mask, first, last, causal, keys))
                 of_result = gradient[:, :, first:last].reshape(len(keys), last - first, -1)
                 of_weights = of_result @ value.mT
-                of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                # In place, as the softmax: fresh memory would have to be fetched into the caches first.
+                of_scores = torch.ops.aten._softmax_backward_data.out(
+                    of_weights, weights, -1, weights.dtype, grad_input=of_weights
+                )
                 _write(of_queries, first, of_scores @ key, context.scale)
-                more = of_scores.mT @ scaled[number], weights.mT @ of_result
+                more = of_scores.mT @ asked[number], weights.mT @ of_result
                 if not sums:
                     # Two pieces may add to the same keys; of more, the sum would lose digits in 16 bits.
                     sums = [one.to(torch.float32 if len(pieces) > 2 else one.dtype) for one in more]
                 else:
                     for one, other in zip(sums, more, strict=True):
                         one[:, :seen] += other
-            _write(of_keys, 0, sums[0])
+            _write(of_keys, 0, sums[0], context.scale)
             _write(of_values, 0, sums[1])
         return (*(part.transpose(1, 2) for part in (of_queries, of_keys, of_values)), None, None, None)
 
@@ -196,9 +198,10 @@ def _hidden(mask: Tensor | None, first: int, last: int, causal: bool, like: Tens
     return like.new_zeros(part.shape).masked_fill_(~part, nothing)
 
 
-def _weights(scaled: Tensor, keys: Tensor, hidden: Tensor | None) -> Tensor:
-    """softmax(scaled · keysᵀ + hidden): [batch * heads, queries, columns]."""
-    scores = scaled @ keys.mT
+def _weights(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
+    """softmax(queries · keysᵀ · scale + hidden): [batch * heads, queries, columns]."""
+    room = queries.new_empty(len(keys), queries.shape[1], keys.shape[1])  # of whose numbers nothing is taken
+    scores = torch.baddbmm(room, queries, keys.mT, beta=0, alpha=scale)
     if hidden is not None:
         scores[:, :, -hidden.shape[3] :].unflatten(0, (len(hidden), -1)).add_(hidden)
-    return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=scores)
