@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from polyformer.core.config import require
 
-_PIECE = 2**18  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
+_PIECE = 2**17  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
 
 
 def gelu_tanh(inputs: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def gelu_tanh(inputs: Tensor) -> Tensor:
     if (
         inputs.device.type == "cpu"
         and inputs.dtype.itemsize == 2
-        and inputs.numel() >= _PIECE // 4
+        and inputs.numel() >= _PIECE // 2
         and inputs.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
