@@ -36,7 +36,9 @@ def test_fill_mask_is_the_references(load: Load) -> None:
             assert [guess.token_id for guess in our_place] == [one["token"] for one in their_place]
             for guess, one in zip(our_place, their_place, strict=True):
                 assert guess.score == pytest.approx(one["score"], rel=1e-4)
-    assert model.fill_mask(texts[0])[0].text == f"Paris is the {model.fill_mask(texts[0])[0].token} of France."
+    best = results[0][0]  # with another vocabulary (training it is not always the same) it may go on with a word
+    space = "" if pipeline.tokenizer.convert_ids_to_tokens(best.token_id).startswith("##") else " "
+    assert best.text == f"Paris is the{space}{best.token} of France."
     first, second = model.fill_mask(texts[1], top_k=1)
     assert first[0].text.endswith("fox jumps over the [MASK] dog")
     assert second[0].text.startswith("the [MASK] fox jumps over the")
