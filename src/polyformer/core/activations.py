@@ -31,7 +31,7 @@ def gelu_tanh(inputs: Tensor) -> Tensor:
 
 
 class _LearnedGelu(torch.autograd.Function):
-    """GELU in 16 bits on a CPU, where PyTorch takes five times as long for a tanh as for a sigmoid.
+    """GELU in 16 bits on a CPU, where PyTorch takes three to ten times as long for a tanh as for a sigmoid.
 
     With v = 2u it is y = x σ(v), and its slope is σ + x v' σ (1 - σ), where x v' = 3v - 4 √(2/π) x. Both follow from
     one sigmoid; the slope is kept for the gradient in place of x, and takes as much memory (and is rounded to 16 bits).
