@@ -83,13 +83,19 @@ def test_gelu_is_learned_in_16_bits_to_its_last_digit(count: int) -> None:
         assert (one - best).norm() <= 1.01 * roundings * (other - best).norm()
 
 
+class Shared(Tensor):
+    pass
+
+
 def test_where_gelu_is_pytorchs() -> None:
-    """Few numbers, 32 bits, and what learns nothing."""
+    """Few numbers, 32 bits, what learns nothing, and what processes share (as a DTensor is: no plain tensor)."""
     many = torch.zeros(activations._PIECE)
     for given in (many[:100].bfloat16().requires_grad_(), many.clone().requires_grad_()):
         assert "Gelu" in type(activation("gelu_tanh")(given).grad_fn).__name__
         assert "Learned" not in type(activation("gelu_tanh")(given).grad_fn).__name__
     assert activation("gelu_tanh")(many.bfloat16()).grad_fn is None
+    shared = many.bfloat16().as_subclass(Shared).requires_grad_()
+    assert "Learned" not in type(activation("gelu_tanh")(shared).grad_fn).__name__
 
 
 def test_gelu_of_a_view_is_that_of_its_numbers() -> None:

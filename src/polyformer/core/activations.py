@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyformer.core.config import require
+from polyformer.core.packing import learns_in_16_bits
 
 _PIECE = 2**17  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
 
@@ -18,14 +19,7 @@ _PIECE = 2**17  # numbers that one core computes at once, in 32 bits, so that al
 def gelu_tanh(inputs: Tensor) -> Tensor:
     """x (1 + tanh u) / 2, where u = √(2/π) (x + 0.044715 x³): the tanh approximation of GELU (Hendrycks and Gimpel,
     2016, section 2)."""
-    if (
-        inputs.device.type == "cpu"
-        and inputs.dtype.itemsize == 2
-        and inputs.numel() >= _PIECE // 2
-        and inputs.requires_grad
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
+    if inputs.numel() >= _PIECE // 2 and learns_in_16_bits(inputs):
         return _LearnedGelu.apply(inputs)
     return functional.gelu(inputs, approximate="tanh")
 

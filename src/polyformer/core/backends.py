@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyformer.core.config import require
+from polyformer.core.packing import learns_in_16_bits
 from polyformer.core.products import goes_alone, learned_products, products
 
 BACKENDS = ("fused", "products", "reference", "flex")
@@ -176,9 +177,7 @@ def _learns(queries: Tensor) -> bool:
 
 
 def _learned_products_help(queries: Tensor) -> bool:
-    """On a CPU in 16 bits; neither for tensors that processes share nor in what is compiled, which they would break."""
-    plain = type(queries) is Tensor and not torch.compiler.is_compiling()
-    return plain and queries.device.type == "cpu" and queries.dtype.itemsize == 2 and queries.shape[2] > 1
+    return queries.shape[2] > 1 and learns_in_16_bits(queries)
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:

@@ -2,8 +2,8 @@
 
 A decoding step reads every weight once. In pages of 4 KiB the processor spends a tenth of that time on looking up where
 they are; in pages of 2 MiB next to none. A training step goes through a gigabyte of activations, and takes a fortieth
-less. Linux joins pages on request (``MADV_COLLAPSE``, since 6.1); elsewhere, and
-where the administrator forbids it, nothing happens and everything works as before.
+less. Linux joins pages on request (``MADV_COLLAPSE``, since 6.1); elsewhere, and where the administrator forbids it,
+nothing happens and everything works as before.
 """
 
 from __future__ import annotations

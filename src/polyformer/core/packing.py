@@ -86,11 +86,7 @@ def joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this machine multiplies packed matrices of the weight's dtype and device."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if weight.dtype == torch.float32:
-        return onednn_is_faster(weight)
-    return can_multiply(weight.dtype)
+    return onednn_is_faster(weight) or (weight.device.type == "cpu" and can_multiply(weight.dtype))
 
 
 def can_multiply(dtype: torch.dtype) -> bool:
@@ -100,6 +96,19 @@ def can_multiply(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def learns_in_16_bits(tensor: Tensor) -> bool:
+    """Whether gradients of a tensor of 16 bits on a CPU are wanted, where PyTorch's own operations with gradients are
+    slow. Not of one that processes share, nor in what is compiled: operations of ours would break either."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and tensor.dtype.itemsize == 2
+        and tensor.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def can_learn(inputs: Tensor, *weights: Tensor) -> bool:

@@ -9,6 +9,7 @@ import platform
 import torch
 
 from polyformer.core.config import require
+from polyformer.core.packing import can_multiply
 from polyformer.errors import ConfigError
 
 _DTYPES = {
@@ -67,7 +68,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return False
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return can_multiply(torch.bfloat16)
 
 
 def require_memory(nbytes: int, device: torch.device, what: str) -> None:
