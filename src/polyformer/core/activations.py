@@ -13,7 +13,7 @@ from torch.nn import functional
 from polyformer.core.config import require
 from polyformer.core.packing import learns_in_16_bits
 
-_PIECE = 2**17  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
+_PIECE = 3 * 2**16  # numbers that one core computes at once, in 32 bits, so that all steps find them in its caches
 
 
 def gelu_tanh(inputs: Tensor) -> Tensor:
@@ -38,17 +38,19 @@ class _LearnedGelu(torch.autograd.Function):
         first = torch.tensor(factor)
         size = min(_PIECE * torch.get_num_threads(), inputs.numel())
         pieces = (whole.view(-1).split(size) for whole in (inputs.contiguous(), result, slopes))
-        room = torch.empty(4, size)
+        room = torch.empty(3, size)
+        x, v, sigmoid = room
         for given, values, slope in zip(*pieces, strict=True):
-            x, v, sigmoid, other = room[:, : len(given)]
+            if len(given) < size:
+                x, v, sigmoid = room[:, : len(given)]
             x.copy_(given)
-            torch.addcmul(first, x, x, value=0.044715 * factor, out=other)
-            torch.mul(x, other, out=v)
+            torch.addcmul(first, x, x, value=0.044715 * factor, out=v)
+            v.mul_(x)
             torch.sigmoid(v, out=sigmoid)
-            values.copy_(torch.mul(x, sigmoid, out=other))
-            torch.sub(v, x, alpha=2 / 3 * factor, out=v)  # a third of x v'
-            torch.ops.aten.sigmoid_backward.grad_input(v, sigmoid, grad_input=other)
-            slope.copy_(torch.add(sigmoid, other, alpha=3, out=other))
+            v.sub_(x, alpha=2 / 3 * factor)  # a third of x v'
+            values.copy_(x.mul_(sigmoid))
+            torch.ops.aten.sigmoid_backward.grad_input(v, sigmoid, grad_input=v)
+            slope.copy_(torch.add(sigmoid, v, alpha=3, out=v))
         context.save_for_backward(slopes)
         return result
 

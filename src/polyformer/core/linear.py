@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyformer.core import config as core
-from polyformer.core.packing import Packed, bring_back, can_learn, can_pack, give_up, is_in_use, joined, learned_product
+from polyformer.core.packing import (
+    Packed,
+    bring_back,
+    can_learn,
+    can_pack,
+    give_up,
+    is_in_use,
+    joined,
+    learned_product,
+    learned_split,
+)
 
 INITIAL_STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al., 2019) and most after it
 
@@ -46,8 +56,9 @@ class Packable(core.Module):
         if linears and all(linear.joins(inputs) for linear in linears):
             weight, bias = joined([linear.weight for linear in linears], [linear.bias for linear in linears])
             sizes = [linear.config.out_features for linear in linears]
-            learns = can_learn(inputs, *(linear.weight for linear in linears))
-            return (learned_product if learns else functional.linear)(inputs, weight, bias).split(sizes, dim=-1)
+            if can_learn(inputs, *(linear.weight for linear in linears)):
+                return learned_split(learned_product(inputs, weight, bias), sizes)
+            return functional.linear(inputs, weight, bias).split(sizes, dim=-1)
         return tuple(linear(inputs) for linear in linears)
 
     def pack(self) -> None:

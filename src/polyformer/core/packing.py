@@ -168,6 +168,39 @@ class _LearnedProduct(torch.autograd.Function):
         return (*(None if result is None else result.to(dtype) for result, dtype in pairs), None)
 
 
+def learned_split(joint: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """[..., sum of sizes] -> the parts side by side in it, [..., size] each, with gradients.
+
+    PyTorch's own split copies the gradients of all parts into one tensor. Where they lie side by side already, as
+    attention in 16 bits writes them, this takes them as they lie."""
+    return _LearnedSplit.apply(joint, tuple(sizes))
+
+
+class _LearnedSplit(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, joint: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return joint.split(sizes, dim=-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = _side_by_side(gradients)
+        return torch.cat(gradients, dim=-1) if whole is None else whole, None
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose last dimension is the parts one after the other, if that is how they lie in memory."""
+    first, width = parts[0], 0
+    memory, strides = first.untyped_storage().data_ptr(), first.stride()
+    for part in parts:
+        beside = part.untyped_storage().data_ptr() == memory and part.storage_offset() == first.storage_offset() + width
+        if not beside or part.stride() != strides or part.dtype != first.dtype:
+            return None
+        width += part.shape[-1]
+    whole = strides[-1] == 1 and all(stride >= width for stride in strides[:-1])
+    return first.as_strided((*first.shape[:-1], width), strides) if whole else None
+
+
 def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
     return product(left, right.T)
 

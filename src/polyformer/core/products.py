@@ -127,10 +127,13 @@ class _LearnedProducts(torch.autograd.Function):
         pieces, causal = context.pieces, context.causal
         asked, kept = rest[: len(pieces)], rest[len(pieces) :]
         batch, heads, new, _ = gradient.shape
-        of_queries, of_keys, of_values = (
-            keys.new_empty(batch, length, heads, part.shape[2])
-            for length, part in ((new, keys), (keys.shape[1], keys), (keys.shape[1], values))
-        )
+        widths = [heads * part.shape[2] for part in (keys, keys, values)]
+        if new == keys.shape[1]:  # side by side: where one product made all three, `learned_split` takes them so
+            rooms = keys.new_empty(batch, new, sum(widths)).split(widths, dim=-1)
+        else:
+            lengths = (new, keys.shape[1], keys.shape[1])
+            rooms = tuple(keys.new_empty(batch, *shape) for shape in zip(lengths, widths, strict=True))
+        of_queries, of_keys, of_values = (room.unflatten(-1, (heads, -1)) for room in rooms)
         sums: list[Tensor] = []
         with torch.autocast(gradient.device.type, enabled=False):
             # The last piece sees all columns, so the others add to what it gives.

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from polyformer.core.embeddings import TokenEmbedding
 from polyformer.errors import ConfigError
+from polyformer.training.tensors import local_part
 
 NAMES = ("adamw", "muon", "adafactor", "lion")
 
@@ -205,6 +206,33 @@ def _adamw(
     return torch.optim.AdamW(
         _groups(parameters, settings.weight_decay), lr=rate, betas=betas, eps=settings.eps, fused=floating
     )
+
+
+def step_scaled(optimizer: Optimizer, factor: float) -> None:
+    """A step with all gradients multiplied by a factor, which they keep.
+
+    Fused AdamW does that while it reads them, by the protocol of mixed precision (`torch.amp.GradScaler`): it divides
+    them by the attribute ``grad_scale``. That is a pass over the memory less.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    plain = all(type(parameter) is nn.Parameter and parameter.dtype == torch.float32 for parameter in parameters)
+    if not plain or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        scale_gradients(optimizer, factor)
+        optimizer.step()
+        return
+    optimizer.grad_scale = torch.tensor(1 / factor, device=parameters[0].device)  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale  # type: ignore[attr-defined]
+
+
+def scale_gradients(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the gradients of all that an optimizer moves by a factor."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

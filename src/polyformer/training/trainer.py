@@ -26,11 +26,12 @@ from polyformer.errors import TrainingError
 from polyformer.objectives.base import Batch, Objective
 from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.group import Alone, Group
+from polyformer.training.optimizers import scale_gradients, step_scaled
 from polyformer.training.peak import count_flops, measured_peak
 from polyformer.training.schedules import Schedule
 from polyformer.training.spikes import SpikeSettings, SpikeWatch
 from polyformer.training.states import States
-from polyformer.training.tensors import local_part, total_norm
+from polyformer.training.tensors import total_norm
 
 _SETTLED = 10  # steps
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -355,10 +356,10 @@ class Trainer:
         values = dict(zip(names, summed[2:].view(-1, 2).tolist(), strict=True))
         total, count = values.pop("loss")
         loss = total / count if count else math.nan
-        norm = self._scale_gradients(count)
+        norm, scale = self._weigh_gradients(count)
         self._refuse_bad(number, loss, norm)
         factor = self.schedule(number)
-        self._update(factor)
+        self._update(factor, scale)
         if self.average is not None:
             self.average.update(number)
         progress = self.progress
@@ -414,8 +415,9 @@ class Trainer:
         """Dropout and whatever else draws numbers follow from the seed, the step, the process and the micro-batch."""
         torch.manual_seed(_mixed(self.settings.seed, number, self.group.rank, index))
 
-    def _scale_gradients(self, count: float) -> float:
-        """Divide once by the global count, and clip; gives the norm before clipping."""
+    def _weigh_gradients(self, count: float) -> tuple[float, float]:
+        """The norm of the gradients of the mean loss before clipping, and what the gradients of its sum, as they are,
+        must be multiplied by: one over the global count, and less where they are clipped."""
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         self.group.add_up(gradients)
         for optimizer in self.optimizers:
@@ -425,9 +427,7 @@ class Trainer:
         limit = self.settings.gradient_clipping
         if limit is not None and norm > limit:
             scale *= limit / norm
-        if math.isfinite(scale):
-            torch._foreach_mul_([local_part(gradient) for gradient in gradients], scale)
-        return norm
+        return norm, scale
 
     def _refuse_bad(self, number: int, loss: float, norm: float) -> None:
         scaled = self._scaler.is_enabled()
@@ -458,11 +458,15 @@ class Trainer:
     def _rows(self, number: int) -> str:
         return describe_rows(self.batches.rows(number, all_ranks=True))
 
-    def _update(self, factor: float) -> None:
+    def _update(self, factor: float, scale: float) -> None:
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            self._scaler.step(optimizer)
+            if self._scaler.is_enabled():  # it leaves the step out where a gradient is infinite
+                scale_gradients(optimizer, scale)
+                self._scaler.step(optimizer)
+            else:
+                step_scaled(optimizer, scale)
         self._scaler.update()
 
     # --- the held-out data ------------------------------------------------------------------------------------------
