@@ -275,6 +275,64 @@ def test_gradients_of_the_product_in_bfloat16(bias: bool, dtype: torch.dtype) ->
         assert torch.equal(linear(inputs), found[0])
 
 
+def gradients_of_parts(make: Callable[[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
+    """The gradient of a joint tensor whose parts get those that ``make`` cuts out of it, and where it lies."""
+    joint = torch.zeros(2, 5, 12, requires_grad=True)
+    parts = packing.learned_split(joint, [4, 6, 2])
+    assert [part.shape[-1] for part in parts] == [4, 6, 2]
+    given = make(torch.arange(2 * 5 * 12.0).view(2, 5, 12))
+    (found,) = torch.autograd.grad(parts, joint, given)
+    assert torch.equal(found, torch.cat(given, dim=-1))
+    return found, given[0]
+
+
+def test_gradients_side_by_side_are_taken_as_they_lie() -> None:
+    found, first = gradients_of_parts(lambda whole: list(whole.split([4, 6, 2], dim=-1)))
+    assert found.data_ptr() == first.data_ptr()
+    wider, first = gradients_of_parts(lambda whole: list(torch.cat([whole, whole], -1).split([4, 6, 2, 12], -1)[:3]))
+    assert wider.data_ptr() == first.data_ptr(), "rows may be further apart"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda whole: [part.clone() for part in whole.split([4, 6, 2], dim=-1)],
+        lambda whole: [whole[..., 8:], whole[..., 2:8], whole[..., :2]],  # in another order
+        lambda whole: [whole[..., :4], whole[..., 5:11], whole[..., 10:]],  # with a gap
+        lambda whole: [part.mT.contiguous().mT for part in whole.split([4, 6, 2], dim=-1)],
+        lambda whole: [whole.new_ones(()).expand(2, 5, size) for size in (4, 6, 2)],
+    ],
+)
+def test_gradients_elsewhere_are_joined(make: Callable[[Tensor], list[Tensor]]) -> None:
+    found, first = gradients_of_parts(make)
+    assert found.data_ptr() != first.data_ptr()
+
+
+@needs_packing
+def test_attention_writes_the_gradients_of_its_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Layer.Config(
+        Attention.Config(48, 4, bias=True), FeedForward.Config(48, 80, "gelu_tanh", bias=True), LayerNorm.Config(48)
+    )
+    network = DecoderOnly.Config(
+        TokenEmbedding.Config(101, 48), Stack.Config((layer,), layer.norm), Head.Config(48, 101)
+    ).build()
+    ids = torch.randint(0, 101, (2, 200))
+    found: list[Tensor | None] = []
+    side_by_side = packing._side_by_side
+
+    def gradients() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(ids).logits.float().square().mean()
+        return list(torch.autograd.grad(loss, list(network.parameters())))
+
+    monkeypatch.setattr(packing, "_side_by_side", lambda parts: found.append(side_by_side(parts)) or found[-1])
+    taken = gradients()
+    assert len(found) == 1 and found[0] is not None
+    monkeypatch.setattr(packing, "_side_by_side", lambda parts: None)
+    assert all(torch.equal(one, other) for one, other in zip(taken, gradients(), strict=True))
+
+
 @torch.inference_mode()
 def test_other_dtypes_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "mkl_is_slow", lambda: False)

@@ -8,7 +8,14 @@ from tests.training.conftest import small_config
 from torch import nn
 
 from polyformer.errors import ConfigError
-from polyformer.training.optimizers import Lion, Muon, OptimizerSettings, make_optimizers, orthogonalize
+from polyformer.training.optimizers import (
+    Lion,
+    Muon,
+    OptimizerSettings,
+    make_optimizers,
+    orthogonalize,
+    step_scaled,
+)
 
 
 def test_lion_by_hand() -> None:
@@ -82,6 +89,36 @@ def test_frozen_parameters_are_not_moved() -> None:
     network.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         make_optimizers(network, OptimizerSettings())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor"])
+def test_a_step_with_scaled_gradients(name: str, dtype: torch.dtype) -> None:
+    """As if the gradients had been multiplied before, which is what they are afterwards. (AdamW does not care about the
+    size of gradients, but for its eps, and for how they compare with those before.)"""
+    weights: list[list[torch.Tensor]] = []
+    for scaled in (True, False):
+        torch.manual_seed(0)
+        network = small_config().build().to(dtype)
+        optimizers = make_optimizers(network, OptimizerSettings(name, learning_rate=0.01, eps=1e-3))
+        for factor in (0.25, 3e-4, 7.0):
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            wanted = [factor * parameter.grad for parameter in network.parameters()]  # type: ignore[operator]
+            for optimizer in optimizers:
+                if scaled:
+                    step_scaled(optimizer, factor)
+                    assert not hasattr(optimizer, "grad_scale")
+            for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+                if scaled:
+                    torch.testing.assert_close(parameter.grad, gradient)
+                parameter.grad = gradient
+            if not scaled:
+                for optimizer in optimizers:
+                    optimizer.step()
+        weights.append([parameter.detach() for parameter in network.parameters()])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_is_refused() -> None:
