@@ -7,6 +7,9 @@ the system join it into large pages, which would speed up whatever else the proc
 The network is nanoGPT's small one: 6 layers of 384, 256 tokens, characters, a batch of 16; AdamW, clipping at 1, and
 no dropout. Computation is in bfloat16 by autocast where the processor has instructions for it, else in float32.
 
+Our trainer computes the batch as micro-batches at the same time, one for each core (`micro_batches_at_once`), which the
+others have no way to do; ``--at-once 1`` has it use all cores for each operation, as they do.
+
     python benchmarks/training.py
 """
 
@@ -87,7 +90,7 @@ class Clock:
 class Ours:
     """Our trainer, one step at a time."""
 
-    def __init__(self, network: torch.nn.Module, text: Text, steps: int, precision: str):
+    def __init__(self, network: torch.nn.Module, text: Text, steps: int, precision: str, at_once: int = 1):
         from polyformer.objectives import CausalLM
         from polyformer.training.data.loader import Loader
         from polyformer.training.optimizers import OptimizerSettings, make_optimizers
@@ -104,14 +107,16 @@ class Ours:
         self.watch = Watch()
         objective = CausalLM()
         settings = OptimizerSettings("adamw", LEARNING_RATE, DECAY, betas=(0.9, 0.95))
-        self.loader = Loader(text, objective, batch_size=ROWS, seed=0)
+        self.loader = Loader(text, objective, batch_size=ROWS, micro_batch_size=ROWS // at_once, seed=0)
         self.trainer = Trainer(
             network,
             objective,
             self.loader,
             optimizers=make_optimizers(network, settings),
             schedule=Schedule("constant", steps),
-            settings=TrainerSettings(steps=steps, gradient_clipping=CLIP, precision=precision),
+            settings=TrainerSettings(
+                steps=steps, gradient_clipping=CLIP, precision=precision, micro_batches_at_once=at_once
+            ),
             observers=[self.watch],
         )
 
@@ -241,6 +246,10 @@ class Elsewhere:
         self.clock = self.connection.recv()
 
 
+def _rows(micro_batches: list[dict[str, torch.Tensor]]) -> np.ndarray:
+    return torch.cat([batch["input_ids"] for batch in micro_batches]).numpy()
+
+
 def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     peer = make(*arguments)
     connection.send(None)
@@ -261,8 +270,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = make_model(vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        ours = Ours(model.network, text, options.steps, precision)
-        batches = np.stack([ours.loader.step(number)[0]["input_ids"].numpy() for number in range(options.steps)])
+        ours = Ours(model.network, text, options.steps, precision, options.at_once)
+        batches = np.stack([_rows(ours.loader.step(number)) for number in range(options.steps)])
         plain, trainer = (Elsewhere(make, folder, batches, precision) for make in (PlainLoop, TheirTrainer))
     for _ in range(0, options.steps, IN_TURN):  # the speed of a shared machine drifts: both sides feel it
         plain.run(IN_TURN)
@@ -276,6 +285,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "precision": precision,
         "parameters": model.num_parameters,
         "steps": options.steps,
+        "micro_batches_at_once": options.at_once,
         "tokens_per_second": {name: round(value, 1) for name, value in speed.items()},
         "ratio_to_plain_loop": round(speed["polyformer"] / speed["transformers, plain loop"], 3),
         "ratio_to_trainer": round(speed["polyformer"] / speed["transformers, Trainer"], 3),
@@ -290,7 +300,12 @@ def main() -> None:
     parser = common.make_parser("training", __doc__)
     parser.add_argument("--steps", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: what the processor is good at")
+    parser.add_argument("--at-once", type=int, help="micro-batches that ours computes at once (default: one a core)")
     options = parser.parse_args()
+    if options.at_once is None:
+        options.at_once = torch.get_num_threads()
+    if options.at_once < 1 or ROWS % options.at_once:
+        parser.error(f"--at-once {options.at_once}: {ROWS} rows are not shared evenly by so many")
     if options.quick:
         options.steps = 4
     machine = common.machine_facts()

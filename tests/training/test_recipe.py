@@ -65,6 +65,12 @@ def test_it_reads_back_what_it_writes() -> None:
         ("{name: adamw,", "{name: adamw,,", "r.yaml:16: not valid YAML"),
         ("length: 64", "length: 64\n  length: 32", "r.yaml:13: not valid YAML: 'length' stands twice"),
         ("precision: bf16", "batch_size: 4\n  micro_batch_size: 8", "micro_batch_size 8 is larger than batch_size 4"),
+        (
+            "precision: bf16",
+            "batch_size: 4\n  micro_batch_size: 3\n  micro_batches_at_once: 2",
+            "at_once is 2, but a batch of 4 has fewer micro-batches: give a micro_batch_size of at most 2",
+        ),
+        ("precision: bf16", "batch_size: 2\n  micro_batches_at_once: 3", "give a batch_size of at least 3"),
     ],
 )
 def test_mistakes_are_named_with_their_line(old: str, new: str, message: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.training.conftest import Counting, small_config
 from torch import nn
 
-from polyformer.errors import TrainingError
+from polyformer.errors import ConfigError, TrainingError
 from polyformer.objectives import CausalLM
 from polyformer.objectives.base import Loss
 from polyformer.training.averaging import ExponentialAverage
@@ -97,6 +97,64 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
     assert other.losses == pytest.approx(record.losses, rel=1e-12)
     for one, two in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_micro_batches_at_once_give_what_they_give_in_turn(at_once: int, two_cores: None) -> None:
+    """Four micro-batches by two threads or by three, of which one has two; the last micro-batch is smaller."""
+    torch.set_num_threads(3)
+    in_turn, record = make(steps=4, batch_size=7, micro=2, dtype=torch.float64)
+    in_turn.run()
+    together, other = make(steps=4, batch_size=7, micro=2, dtype=torch.float64, micro_batches_at_once=at_once)
+    assert together.run() == "done"
+    assert other.losses == pytest.approx(record.losses, rel=1e-12)
+    for one, two in zip(record.steps, other.steps, strict=True):
+        assert (one.tokens, one.flops, one.metrics) == (two.tokens, two.flops, pytest.approx(two.metrics, rel=1e-12))
+    for one, two in zip(in_turn.network.parameters(), together.network.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_micro_batches_at_once_give_the_same_every_time(tmp_path: Path, precision: str, two_cores: None) -> None:
+    """Whole, and stopped and gone on with."""
+    options: dict[str, Any] = {"precision": precision, "micro": 2, "micro_batches_at_once": 2}
+    whole, expected = make(steps=8, **options)
+    whole.run()
+    first, before = make(tmp_path, steps=8, **options)
+    first.observers.append(StopAfter(first, 3))
+    assert first.run() == "stopped"
+    second, after = make(tmp_path, steps=8, **options)
+    second.resume(3)
+    assert second.run() == "done"
+    assert before.losses + after.losses == expected.losses
+    for one, two in zip(whole.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dropout": 0.1}, "draws random numbers"),
+        ({"precision": "float16"}, "take bfloat16 or float32"),
+        ({"compiled": True}, "does not go with compile"),
+        ({"micro_batches_at_once": 3}, "PyTorch has 2 here: give at most 2"),
+    ],
+)
+def test_what_cannot_be_computed_at_once_is_refused(options: dict[str, Any], words: str, two_cores: None) -> None:
+    trainer, record = make(steps=2, micro=2, **{"micro_batches_at_once": 2, **options})
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    with pytest.raises(ConfigError, match=words):
+        trainer.run()
+    assert not record.steps
+    assert all(torch.equal(one, two) for one, two in zip(before, trainer.network.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,8 @@ class TrainingSection(Section):
         steps, tokens, epochs: how long; exactly one of them. A token is what the network reads, padding not counted.
         batch_size: rows of one step, over all processes and micro-batches.
         micro_batch_size: rows that go through the network at once; None: all of a process's rows.
+        micro_batches_at_once: how many of them are computed at the same time, each by one core of the CPU; faster
+            than one after the other by all cores, where the network is small and draws no random numbers.
         precision: of the computation; weights and optimizer stay in float32.
         gradient_clipping: the largest norm of all gradients together; None: no limit.
         activation_checkpointing: layers are computed twice, and their inner results not kept.
@@ -287,6 +289,7 @@ class TrainingSection(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch_size: Positive = 16
     micro_batch_size: Positive | None = None
+    micro_batches_at_once: Positive = 1
     precision: Precision = "float32"
     gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
     activation_checkpointing: bool = False
@@ -311,6 +314,13 @@ class TrainingSection(Section):
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}, of which it is "
                 "a part"
+            )
+        once = self.micro_batches_at_once
+        if once > 1 and (self.micro_batch_size or self.batch_size) * once > self.batch_size:
+            most = self.batch_size // once
+            raise ValueError(
+                f"micro_batches_at_once is {once}, but a batch of {self.batch_size} has fewer micro-batches: "
+                + (f"give a micro_batch_size of at most {most}" if most else f"give a batch_size of at least {once}")
             )
         return self
 

@@ -569,6 +569,7 @@ def _settings(recipe: Recipe, steps: int) -> TrainerSettings:
         least_improvement=stopping.least if stopping is not None else 0.0,
         spikes=SpikeSettings(**section.spikes.model_dump()),
         compiled=section.compile,
+        micro_batches_at_once=section.micro_batches_at_once,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +23,9 @@ from torch.optim import Optimizer
 from polyformer.core.freed_memory import keep_freed_memory
 from polyformer.core.huge_pages import join_heap
 from polyformer.core.placement import has_bfloat16
-from polyformer.errors import TrainingError
-from polyformer.objectives.base import Batch, Objective
+from polyformer.core.threads import make_pool
+from polyformer.errors import ConfigError, TrainingError
+from polyformer.objectives.base import Batch, Loss, Objective
 from polyformer.training.averaging import ExponentialAverage
 from polyformer.training.group import Alone, Group
 from polyformer.training.optimizers import scale_gradients, step_scaled
@@ -68,6 +70,7 @@ class TrainerSettings:
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
     measure_peak: bool = True
     compiled: bool = False
+    micro_batches_at_once: int = 1
 
 
 @dataclass
@@ -214,6 +217,7 @@ class Trainer:
         self._watch = SpikeWatch(settings.spikes)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self._stop_asked = False
+        self._pool: Executor | None = None  # computes micro-batches at the same time
         self._steps_done = 0
         self._flops_per_token: float | None = None
         self._peak: float | None = None
@@ -256,6 +260,9 @@ class Trainer:
                 observer.on_message("this machine has no instructions for bfloat16: float32 is faster on it")
         if self.progress.step >= settings.steps:
             return "done"
+        if settings.micro_batches_at_once > 1:
+            self._require_at_once()
+            self._pool = make_pool(settings.micro_batches_at_once, "micro-batches")
         stream = self.batches.iterate(self.progress.step)
         window = _Window(has_begun=self.progress.step > 0)
         try:
@@ -274,6 +281,9 @@ class Trainer:
             close = getattr(stream, "close", None)
             if close is not None:
                 close()
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+                self._pool = None
             for observer in self.observers:
                 observer.on_end()
         return "done"
@@ -333,23 +343,31 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        at_once = self._pool is not None and len(micro_batches) > 1
         tokens = examples = 0
         for index, batch in enumerate(micro_batches):
             tokens += tokens_of(batch)
             examples += rows_of(batch)
+            measured = self._flops_per_token is not None
+            if at_once and measured:
+                continue
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             self.group.last_micro_batch(self.network, index == len(micro_batches) - 1)
             self._seed(number, index)
-            if self._flops_per_token is None:
+            if not measured:
                 self._measure(partial(self._forward_backward, batch, totals), tokens_of(batch) or 1)
-                if not self.settings.compiled:
+                if not self.settings.compiled and not at_once:
                     continue
-                # Arithmetic is counted as the network is written. What is learned comes from the compiled one, always.
+                # Arithmetic is counted as the network is written, one micro-batch at a time. What is learned is
+                # computed as in all later steps.
                 totals.clear()
                 for optimizer in self.optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 self._seed(number, index)
-            self._forward_backward(batch, totals)
+            if not at_once:
+                self._forward_backward(batch, totals)
+        if at_once:
+            self._learn_at_once(micro_batches, totals)
         counts = torch.tensor([float(tokens), float(examples)], dtype=torch.float64, device=self.device)
         names = sorted(totals)
         summed = self.group.sum(torch.cat([counts, *(totals[name] for name in names)]))
@@ -394,9 +412,62 @@ class Trainer:
         with self._autocast():
             loss = self.objective(self.network, batch)
         self._scaler.scale(loss.total).backward()
+        self._count(loss, totals)
+
+    def _count(self, loss: Loss, totals: dict[str, Tensor]) -> None:
         for name, (total, count) in {"loss": (loss.total.detach(), loss.count), **loss.metrics}.items():
             pair = torch.stack([_number(total, self.device), _number(count, self.device)])
             totals[name] = totals[name] + pair if name in totals else pair
+
+    def _require_at_once(self) -> None:
+        """Micro-batches can be computed at the same time where they share nothing but the weights."""
+        settings, threads, reason = self.settings, torch.get_num_threads(), None
+        if self.device.type != "cpu":
+            reason = "it is for training on a CPU: leave it out"
+        elif self.group.processes > 1:
+            reason = "it is for one process: leave it out"
+        elif settings.compiled:
+            reason = "it does not go with compile: leave one of them out"
+        elif settings.precision == "float16":
+            reason = "it does not go with precision float16: take bfloat16 or float32"
+        elif settings.micro_batches_at_once > threads:
+            reason = f"each takes a core, and PyTorch has {threads} here: give at most {threads}"
+        if reason is not None:
+            raise ConfigError(f"micro_batches_at_once is {settings.micro_batches_at_once}, but {reason}")
+
+    def _learn_at_once(self, batches: list[Batch], totals: dict[str, Tensor]) -> None:
+        """The gradients of all micro-batches, as many at the same time as there are threads.
+
+        Each is computed by one core, which need not wait for the others after every operation. Gradients are added in
+        the order of the batches, so that their sum is the same each time.
+        """
+        assert self._pool is not None
+        drawn = torch.get_rng_state()
+        for loss, gradients in self._pool.map(self._gradients, batches):
+            self._count(loss, totals)
+            pairs = [(weight, one) for weight, one in zip(self._weights, gradients, strict=True) if one is not None]
+            both = [(weight, weight.grad, one) for weight, one in pairs if weight.grad is not None]
+            for weight, gradient in pairs:
+                if weight.grad is None:
+                    weight.grad = gradient
+            if both:  # not in place: weights may share a gradient
+                added = torch._foreach_add([so_far for _, so_far, _ in both], [one for _, _, one in both])
+                for (weight, _, _), gradient in zip(both, added, strict=True):
+                    weight.grad = gradient
+        if not torch.equal(torch.get_rng_state(), drawn):
+            raise ConfigError(
+                f"micro_batches_at_once is {self.settings.micro_batches_at_once}, but this network or its objective "
+                "draws random numbers, as dropout does, and which of them each would get is not certain: leave it "
+                "out, or turn dropout off"
+            )
+
+    def _gradients(self, batch: Batch) -> tuple[Loss, tuple[Tensor | None, ...]]:
+        """In a thread of its own, where autocast is as it is by default. It would keep the converted weights of all
+        threads in one place."""
+        enabled = self.settings.precision != "float32"
+        with torch.autocast("cpu", PRECISIONS[self.settings.precision], enabled=enabled, cache_enabled=False):
+            loss = self.objective(self.network, batch)
+        return loss, torch.autograd.grad(loss.total, self._weights, allow_unused=True)
 
     def _measure(self, work: Callable[[], None], tokens: int) -> None:
         """Count the arithmetic of the first micro-batch, and find out what the machine could do."""
