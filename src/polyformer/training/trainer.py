@@ -179,6 +179,9 @@ class Trainer:
         group: the processes.
         observers: told what happens.
         sample: writes something with the network as it is: gives pairs of prompt and text.
+
+    Raises:
+        ConfigError: micro-batches cannot be computed at the same time with these settings, or here.
     """
 
     def __init__(
@@ -221,6 +224,8 @@ class Trainer:
         self._steps_done = 0
         self._flops_per_token: float | None = None
         self._peak: float | None = None
+        if settings.micro_batches_at_once > 1:
+            self._require_at_once()
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -250,6 +255,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is not a number, or jumped where that ends the run. The weights are those before
                 the step, and are saved.
+            ConfigError: micro-batches were to be computed at the same time, and random numbers are drawn for them.
         """
         settings = self.settings
         if self.device.type == "cpu":
@@ -261,7 +267,6 @@ class Trainer:
         if self.progress.step >= settings.steps:
             return "done"
         if settings.micro_batches_at_once > 1:
-            self._require_at_once()
             self._pool = make_pool(settings.micro_batches_at_once, "micro-batches")
         stream = self.batches.iterate(self.progress.step)
         window = _Window(has_begun=self.progress.step > 0)
@@ -462,8 +467,8 @@ class Trainer:
             )
 
     def _gradients(self, batch: Batch) -> tuple[Loss, tuple[Tensor | None, ...]]:
-        """In a thread of its own, where autocast is as it is by default. It would keep the converted weights of all
-        threads in one place."""
+        """The loss and the gradients of one micro-batch, in a thread of its own. Autocast keeps no converted weights:
+        it has one place for those of all threads."""
         enabled = self.settings.precision != "float32"
         with torch.autocast("cpu", PRECISIONS[self.settings.precision], enabled=enabled, cache_enabled=False):
             loss = self.objective(self.network, batch)
