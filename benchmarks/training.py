@@ -246,10 +246,6 @@ class Elsewhere:
         self.clock = self.connection.recv()
 
 
-def _rows(micro_batches: list[dict[str, torch.Tensor]]) -> np.ndarray:
-    return torch.cat([batch["input_ids"] for batch in micro_batches]).numpy()
-
-
 def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     peer = make(*arguments)
     connection.send(None)
@@ -259,6 +255,10 @@ def _serve(connection: Any, make: Callable[..., Any], arguments: tuple[Any, ...]
         except EOFError:  # the benchmark has ended
             return
         connection.send(peer.run(steps))
+
+
+def _rows(micro_batches: list[dict[str, torch.Tensor]]) -> np.ndarray:
+    return torch.cat([batch["input_ids"] for batch in micro_batches]).numpy()
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -300,10 +300,12 @@ def main() -> None:
     parser = common.make_parser("training", __doc__)
     parser.add_argument("--steps", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: what the processor is good at")
-    parser.add_argument("--at-once", type=int, help="micro-batches that ours computes at once (default: one a core)")
+    parser.add_argument(
+        "--at-once", type=int, help="micro-batches that ours computes at once (default: one a core, or 1)"
+    )
     options = parser.parse_args()
     if options.at_once is None:
-        options.at_once = torch.get_num_threads()
+        options.at_once = torch.get_num_threads() if ROWS % torch.get_num_threads() == 0 else 1
     if options.at_once < 1 or ROWS % options.at_once:
         parser.error(f"--at-once {options.at_once}: {ROWS} rows are not shared evenly by so many")
     if options.quick:

@@ -99,6 +99,9 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
 
 
+AT_ONCE: dict[str, Any] = {"micro": 2, "micro_batches_at_once": 2, "dropout": 0.0}
+
+
 @pytest.fixture
 def two_cores() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -120,23 +123,6 @@ def test_micro_batches_at_once_give_what_they_give_in_turn(at_once: int, two_cor
         assert (one.tokens, one.flops, one.metrics) == (two.tokens, two.flops, pytest.approx(two.metrics, rel=1e-12))
     for one, two in zip(in_turn.network.parameters(), together.network.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_micro_batches_at_once_give_the_same_every_time(tmp_path: Path, precision: str, two_cores: None) -> None:
-    """Whole, and stopped and gone on with."""
-    options: dict[str, Any] = {"precision": precision, "micro": 2, "micro_batches_at_once": 2}
-    whole, expected = make(steps=8, **options)
-    whole.run()
-    first, before = make(tmp_path, steps=8, **options)
-    first.observers.append(StopAfter(first, 3))
-    assert first.run() == "stopped"
-    second, after = make(tmp_path, steps=8, **options)
-    second.resume(3)
-    assert second.run() == "done"
-    assert before.losses + after.losses == expected.losses
-    for one, two in zip(whole.network.parameters(), second.network.parameters(), strict=True):
-        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +148,20 @@ def test_random_numbers_are_not_drawn_by_several_at_once(two_cores: None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "average", "precision"),
-    [("adamw", None, "float32"), ("muon", 0.9, "float32"), ("lion", None, "bfloat16"), ("adafactor", None, "float32")],
+    ("optimizer", "average", "precision", "others"),
+    [
+        ("adamw", None, "float32", {}),
+        ("muon", 0.9, "float32", {}),
+        ("lion", None, "bfloat16", {}),
+        ("adafactor", None, "float32", {}),
+        ("adamw", None, "float32", AT_ONCE),
+        ("adamw", None, "bfloat16", AT_ONCE),
+    ],
 )
 def test_a_run_that_goes_on_has_the_same_losses(
-    tmp_path: Path, optimizer: str, average: float | None, precision: str
+    tmp_path: Path, optimizer: str, average: float | None, precision: str, others: dict[str, Any], two_cores: None
 ) -> None:
-    options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer, "average": average, "precision": precision}
+    options = {"dropout": 0.1, "optimizer": optimizer, "average": average, "precision": precision, **others}
     whole, expected = make(steps=12, **options)
     whole.run()
     first, before = make(tmp_path, steps=12, save_every=5, **options)

@@ -214,7 +214,7 @@ def step_scaled(optimizer: Optimizer, factor: float) -> None:
     Fused AdamW does that while it reads them, by the protocol of mixed precision (`torch.amp.GradScaler`): it divides
     them by the attribute ``grad_scale``. That is a pass over the memory less.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _moved(optimizer)
     plain = all(type(parameter) is nn.Parameter and parameter.dtype == torch.float32 for parameter in parameters)
     if not plain or not getattr(optimizer, "_step_supports_amp_scaling", False):
         scale_gradients(optimizer, factor)
@@ -229,10 +229,13 @@ def step_scaled(optimizer: Optimizer, factor: float) -> None:
 
 def scale_gradients(optimizer: Optimizer, factor: float) -> None:
     """Multiply the gradients of all that an optimizer moves by a factor."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    gradients = [local_part(parameter.grad) for parameter in _moved(optimizer) if parameter.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
+
+
+def _moved(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -346,33 +346,12 @@ class Trainer:
     ) -> StepReport:
         self.network.train()
         totals: dict[str, Tensor] = {}
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        at_once = self._pool is not None and len(micro_batches) > 1
-        tokens = examples = 0
-        for index, batch in enumerate(micro_batches):
-            tokens += tokens_of(batch)
-            examples += rows_of(batch)
-            measured = self._flops_per_token is not None
-            if at_once and measured:
-                continue
-            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            self.group.last_micro_batch(self.network, index == len(micro_batches) - 1)
-            self._seed(number, index)
-            if not measured:
-                self._measure(partial(self._forward_backward, batch, totals), tokens_of(batch) or 1)
-                if not self.settings.compiled and not at_once:
-                    continue
-                # Arithmetic is counted as the network is written, one micro-batch at a time. What is learned is
-                # computed as in all later steps.
-                totals.clear()
-                for optimizer in self.optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                self._seed(number, index)
-            if not at_once:
-                self._forward_backward(batch, totals)
-        if at_once:
-            self._learn_at_once(micro_batches, totals)
+        self._forget(totals)
+        if self._pool is not None and len(micro_batches) > 1:
+            self._learn_at_once(self._pool, number, micro_batches, totals)
+        else:
+            self._learn_in_turn(number, micro_batches, totals)
+        tokens, examples = sum(map(tokens_of, micro_batches)), sum(map(rows_of, micro_batches))
         counts = torch.tensor([float(tokens), float(examples)], dtype=torch.float64, device=self.device)
         names = sorted(totals)
         summed = self.group.sum(torch.cat([counts, *(totals[name] for name in names)]))
@@ -413,6 +392,27 @@ class Trainer:
             starved=starved,
         )
 
+    def _forget(self, totals: dict[str, Tensor]) -> None:
+        """No gradients, and nothing counted."""
+        totals.clear()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _learn_in_turn(self, number: int, batches: list[Batch], totals: dict[str, Tensor]) -> None:
+        """The gradients of all micro-batches, one after the other."""
+        for index, batch in enumerate(batches):
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            self.group.last_micro_batch(self.network, index == len(batches) - 1)
+            self._seed(number, index)
+            if self._flops_per_token is None:
+                self._measure(partial(self._forward_backward, batch, totals), batch)
+                if not self.settings.compiled:
+                    continue
+                # Arithmetic is counted as the network is written. What is learned comes from the compiled one, always.
+                self._forget(totals)
+                self._seed(number, index)
+            self._forward_backward(batch, totals)
+
     def _forward_backward(self, batch: Batch, totals: dict[str, Tensor]) -> None:
         with self._autocast():
             loss = self.objective(self.network, batch)
@@ -438,54 +438,58 @@ class Trainer:
         elif settings.micro_batches_at_once > threads:
             reason = f"each takes a core, and PyTorch has {threads} here: give at most {threads}"
         if reason is not None:
-            raise ConfigError(f"micro_batches_at_once is {settings.micro_batches_at_once}, but {reason}")
+            raise self._not_at_once(reason)
 
-    def _learn_at_once(self, batches: list[Batch], totals: dict[str, Tensor]) -> None:
+    def _not_at_once(self, reason: str) -> ConfigError:
+        return ConfigError(f"micro_batches_at_once is {self.settings.micro_batches_at_once}, but {reason}")
+
+    def _learn_at_once(self, pool: Executor, number: int, batches: list[Batch], totals: dict[str, Tensor]) -> None:
         """The gradients of all micro-batches, as many at the same time as there are threads.
 
         Each is computed by one core, which need not wait for the others after every operation. Gradients are added in
         the order of the batches, so that their sum is the same each time.
         """
-        assert self._pool is not None
+        if self._flops_per_token is None:
+            # Arithmetic is counted in this thread. What is learned comes from the others, always.
+            self._seed(number, 0)
+            self._measure(partial(self._forward_backward, batches[0], totals), batches[0])
+            self._forget(totals)
         drawn = torch.get_rng_state()
-        for loss, gradients in self._pool.map(self._gradients, batches):
+        sums: dict[int, Tensor] = {}
+        for loss, gradients in pool.map(self._gradients, batches):
             self._count(loss, totals)
-            pairs = [(weight, one) for weight, one in zip(self._weights, gradients, strict=True) if one is not None]
-            both = [(weight, weight.grad, one) for weight, one in pairs if weight.grad is not None]
-            for weight, gradient in pairs:
-                if weight.grad is None:
-                    weight.grad = gradient
-            if both:  # not in place: weights may share a gradient
-                added = torch._foreach_add([so_far for _, so_far, _ in both], [one for _, _, one in both])
-                for (weight, _, _), gradient in zip(both, added, strict=True):
-                    weight.grad = gradient
+            given = {index: gradient for index, gradient in enumerate(gradients) if gradient is not None}
+            if both := [index for index in given if index in sums]:  # not in place: weights may share a gradient
+                added = torch._foreach_add([sums[index] for index in both], [given[index] for index in both])
+                given.update(zip(both, added, strict=True))
+            sums.update(given)
+        for index, gradient in sums.items():
+            self._weights[index].grad = gradient
         if not torch.equal(torch.get_rng_state(), drawn):
-            raise ConfigError(
-                f"micro_batches_at_once is {self.settings.micro_batches_at_once}, but this network or its objective "
-                "draws random numbers, as dropout does, and which of them each would get is not certain: leave it "
-                "out, or turn dropout off"
+            raise self._not_at_once(
+                "this network or its objective draws random numbers, as dropout does, and which of them each would get "
+                "is not certain: leave it out, or turn dropout off"
             )
 
     def _gradients(self, batch: Batch) -> tuple[Loss, tuple[Tensor | None, ...]]:
-        """The loss and the gradients of one micro-batch, in a thread of its own. Autocast keeps no converted weights:
-        it has one place for those of all threads."""
-        enabled = self.settings.precision != "float32"
-        with torch.autocast("cpu", PRECISIONS[self.settings.precision], enabled=enabled, cache_enabled=False):
+        """The loss and the gradients of one micro-batch, in a thread of its own."""
+        with self._autocast(keeps_weights=False):
             loss = self.objective(self.network, batch)
         return loss, torch.autograd.grad(loss.total, self._weights, allow_unused=True)
 
-    def _measure(self, work: Callable[[], None], tokens: int) -> None:
+    def _measure(self, work: Callable[[], None], batch: Batch) -> None:
         """Count the arithmetic of the first micro-batch, and find out what the machine could do."""
         with torch.compiler.set_stance("force_eager") if self.settings.compiled else nullcontext():
-            self._flops_per_token = count_flops(work) * self.group.tensor / tokens
+            self._flops_per_token = count_flops(work) * self.group.tensor / (tokens_of(batch) or 1)
         if self.settings.measure_peak:
             self._peak = measured_peak(self.device, PRECISIONS[self.settings.precision])
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, *, keeps_weights: bool = True) -> AbstractContextManager[Any]:
+        """It keeps the converted weights until it ends, but not for several threads: they would have one place."""
         dtype = PRECISIONS[self.settings.precision]
         if dtype is torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype)
+        return torch.autocast(self.device.type, dtype, cache_enabled=keeps_weights)
 
     def _seed(self, number: int, index: int) -> None:
         """Dropout and whatever else draws numbers follow from the seed, the step, the process and the micro-batch."""
